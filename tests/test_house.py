@@ -1,0 +1,195 @@
+"""The house rules that a machine can see: who imports whom, what stays out of module tops, and how large things get."""
+
+import ast
+import pathlib
+import re
+import sys
+
+import pytest
+
+import vit_jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / 'vit_jax'
+FILES = {path.relative_to(PACKAGE).with_suffix('').as_posix(): path for path in PACKAGE.rglob('*.py')}
+
+# Module -> the modules of this package that it may import, at its top or inside a function. Downwards only: no cycle.
+MAY_IMPORT = {
+  '__init__': {'models', 'pretrained', 'train'},
+  '__main__': {'cli'},
+  'cli': {'flags', ''},
+  'flags': set(),
+  'commands': {'flags', 'bench', 'checkpoint', 'config', 'data', 'models', 'pretrained', 'tasks', 'train'},
+  'main': {'config', 'train', 'bench', 'pretrained', 'data'},
+  'config': {
+    'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sharding', 'signatures', 'tasks', 'train',
+  },
+  'signatures': set(),
+  'bench': {'models', 'state', 'sharding'},
+  'train': {
+    'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sharding', 'state', 'tasks', 'watch', 'bench',
+  },
+  'tasks': {'losses', 'metrics'},
+  'losses': set(),
+  'metrics': set(),
+  'optim': {'state'},
+  'sharding': set(),
+  'state': set(),
+  'augment': set(),
+  'watch': set(),
+  'data': {'sources', 'transforms', 'sharding'},
+  'sources': {'records', 'transforms', 'listing'},
+  'listing': {'transforms'},
+  'records': {'transforms'},
+  'transforms': set(),
+  'pretrained': {'checkpoint', 'models', 'state'},
+  'checkpoint': set(),
+  'models/__init__': {'models/vit'},
+  'models/vit': {'models/layers', 'models/positions'},
+  'models/layers': {'models/positions'},
+  'models/positions': set(),
+}  # fmt: skip
+HEAVY = {
+  'orbax', 'grain', 'tensorflow_datasets', 'cv2', 'simplejpeg', 'matplotlib', 'tensorboardX', 'rich', 'pyarrow',
+  'safetensors', 'huggingface_hub', 'torch', 'etils',
+}  # fmt: skip
+# These must start without jax: the front door, and what runs on the host before a device is wanted.
+WITHOUT_JAX = {'__init__', '__main__', 'cli', 'flags', 'commands', 'main', 'signatures', 'transforms', 'sources', 'records', 'listing'}
+FORBIDDEN = {
+  r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',
+  r'\bimport tensorflow\b|\bfrom tensorflow\b': 'TensorFlow is never needed',
+  r'\bTODO\b|\bFIXME\b|\bXXX\b': 'finish it, or say in an issue what waits',
+  r'\.get\(.*config|config\.get\(': 'a default lives in one signature',
+}
+
+
+def tree(name):
+  return ast.parse(FILES[name].read_text(encoding='utf-8'))
+
+
+def imports(nodes):
+  """Full dotted names that the import statements among `nodes` bring in; 'from vit_jax import x' is vit_jax.x."""
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'imports are absolute here'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def script(node):
+  """Whether this is `if __name__ == '__main__':`, where a module is a program and stands above everything."""
+  return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def inside(name):
+  """The modules of this package that one imports anywhere, as keys of FILES; '' for the package itself."""
+  nodes = [n for statement in tree(name).body if not script(statement) for n in ast.walk(statement)]
+  for full in imports(nodes):
+    package, _, rest = full.partition('.')
+    if package == 'vit_jax':
+      path = rest.replace('.', '/')
+      while path and path not in FILES and f'{path}/__init__' not in FILES:
+        path = path.rpartition('/')[0]                                # from vit_jax.models.layers import Block
+      yield path
+
+
+def at_top(name):
+  """First words of what importing a module imports from elsewhere."""
+  def walk(nodes):
+    for node in nodes:
+      if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not script(node):
+        yield node
+        yield from walk(ast.iter_child_nodes(node))
+
+  return {full.partition('.')[0] for full in imports(walk(tree(name).body))}
+
+
+def test_every_module_has_a_row_and_every_row_a_module():
+  assert set(MAY_IMPORT) == set(FILES)
+  assert len(FILES) <= 45
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_who_imports_whom(name):
+  assert set(inside(name)) <= MAY_IMPORT[name]
+
+
+def test_imports_go_downwards_only():
+  """No cycle: modules can be peeled off from the bottom until none is left."""
+  left = {name.removesuffix('/__init__'): set(rows) - {''} for name, rows in MAY_IMPORT.items()}
+  while left:
+    bottom = [name for name, rows in left.items() if not rows & set(left)]
+    assert bottom, f'a cycle among {sorted(left)}'
+    for name in bottom:
+      del left[name]
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_heavy_packages_are_imported_where_they_are_used(name):
+  assert not at_top(name) & HEAVY
+  if name in WITHOUT_JAX:
+    assert not at_top(name) & {'jax', 'flax', 'optax', 'ml_collections'}
+  if name in ('__init__', '__main__', 'cli', 'flags', 'commands'):
+    assert at_top(name) - {'vit_jax'} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_forbidden_words(name):
+  text = FILES[name].read_text(encoding='utf-8')
+  for pattern, why in FORBIDDEN.items():
+    found = re.search(pattern, text)
+    assert not found, f'{found.group()}: {why}'
+
+
+@pytest.mark.parametrize('name', [name for name in FILES if name.startswith('models/')])
+def test_models_do_no_io(name):
+  assert at_top(name) <= {'difflib', 'fnmatch', 'functools', 'inspect', 'math', 'flax', 'jax', 'numpy', 'vit_jax'}
+  calls = {ast.unparse(node.func) for node in ast.walk(tree(name)) if isinstance(node, ast.Call)}
+  assert not calls & {'open', 'print', 'exec', 'eval', 'jax.jit'}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_nothing_grows_too_large(name):
+  lines = FILES[name].read_text(encoding='utf-8').splitlines()
+  assert len(lines) <= 300
+  assert max(map(len, lines), default=0) <= 120
+  for node in ast.walk(tree(name)):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      assert node.end_lineno - node.lineno < 80, f'{node.name} has {node.end_lineno - node.lineno + 1} lines'
+
+
+@pytest.mark.parametrize('name', [name for name in FILES if not name.endswith('__main__')])
+def test_modules_and_public_functions_say_what_they_give(name):
+  module = tree(name)
+  assert ast.get_docstring(module)
+  for node in module.body:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
+      assert ast.get_docstring(node), f'{name}.{node.name} has no docstring'
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+  """Importing such a module would put it in the place of the function, as an attribute of the package."""
+  functions = set(vit_jax.__all__) - {'models'}
+  assert not functions & {name.partition('/')[0] for name in FILES}
+
+
+def test_every_test_file_mirrors_a_module():
+  known = {name.replace('/__init__', '').rpartition('/')[2] for name in FILES} | {
+    'house', 'public', 'configs', 'models', 'parity', 'benchmarks', 'init',
+  }  # fmt: skip
+  assert {path.stem.removeprefix('test_') for path in (ROOT / 'tests').glob('test_*.py')} <= known
+
+
+def test_packaging_names_every_package():
+  import configparser
+
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  packages = set(setup['options']['packages'].split())
+  here = {'.'.join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob('__init__.py')}
+  assert packages == here | {'vit_jax.configs'}
+  assert (PACKAGE / setup['options.package_data']['vit_jax']).is_file()
+  requirements = setup['options']['install_requires'].split()
+  assert not [line for line in requirements if re.search(r'<|==|~=', line)]                     # caps only ever age
+  assert all('>=' in line or line.startswith('vit_jax') for line in requirements)

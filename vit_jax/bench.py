@@ -1,0 +1,88 @@
+"""How fast a model computes here: compile time, images/s, FLOPs and memory of its forward pass."""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax import models, state
+
+
+def inference_time(model, *, image_size, batch: int = 32, dtype: str = 'float32', seconds: float = 5.0):
+  """What a model (an NNX module) takes to turn batches of normalised images into outputs, as a dict of plain numbers.
+
+  Arguments: image_size int or (h, w), pixels; batch images at once; dtype 'float32' or 'bfloat16', of parameters and
+  images; seconds of measuring, after one warm-up call. Nothing but the forward pass is timed: images lie on the device.
+
+  Returns {'device', 'dtype', 'batch', 'image_size', 'parameters', 'images_per_second' (median of the rounds),
+  'milliseconds' (per batch), 'compile_seconds', 'gflops' (per image, a multiply-add counts 2, from the unoptimised
+  program), 'memory_mb' (parameters, images, outputs and temporaries of the compiled program)}.
+
+  Raises ValueError for a batch below 1 or another dtype.
+  """
+  if batch < 1 or dtype not in ('float32', 'bfloat16'):
+    raise ValueError(f'batch={batch}, dtype={dtype!r}: a batch of at least 1 and float32 or bfloat16 are wanted.')
+  h, w = pair(image_size)
+  graphdef, params, rest = state.split(model)
+  params = state.cast(params, dtype)
+  images = jax.random.normal(jax.random.key(0), (batch, h, w, 3), dtype)
+
+  started = time.perf_counter()
+  lowered = jax.jit(lambda params, rest, images: state.merge(graphdef, params, rest)(images)).lower(params, rest, images)
+  compiled = lowered.compile()
+  compile_seconds = time.perf_counter() - started
+  per_batch = statistics.median(_rounds(lambda: compiled(params, rest, images), seconds))
+  memory = compiled.memory_analysis()
+  return {
+    'device': images.device.device_kind,
+    'dtype': dtype,
+    'batch': batch,
+    'image_size': [h, w],
+    'parameters': models.count(model),
+    'images_per_second': batch / per_batch,
+    'milliseconds': 1000 * per_batch,
+    'compile_seconds': compile_seconds,
+    'gflops': lowered.cost_analysis()['flops'] / batch / 1e9,
+    'memory_mb': memory and (memory.argument_size_in_bytes + memory.output_size_in_bytes
+                             + memory.temp_size_in_bytes) / 2**20,
+  }  # fmt: skip
+
+
+def forward_gflops(model, image_size):
+  """GFLOPs of one image's forward pass (a multiply-add counts 2), of a model with or without arrays; compiles nothing."""
+  forward, *shapes = _shapes(model, image_size)
+  return jax.jit(forward).lower(*shapes).cost_analysis()['flops'] / 1e9
+
+
+def tokens(model, image_size):
+  """(n, d): how many tokens of how many numbers a model makes of one image; computes nothing."""
+  forward, *shapes = _shapes(model, image_size, 'features')
+  return jax.eval_shape(forward, *shapes).shape[1:]
+
+
+def pair(size):
+  """(h, w) of an int or a pair."""
+  return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _shapes(model, image_size, method='__call__'):
+  """(function of variables and images, shapes of both) for one image through a method of a model."""
+  graphdef, params, rest = state.split(model)
+  variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, rest))
+  forward = lambda variables, images: getattr(state.merge(graphdef, *variables), method)(images)
+  return forward, variables, jax.ShapeDtypeStruct((1, *pair(image_size), 3), jnp.float32)
+
+
+def _rounds(call, seconds):
+  """Seconds per call, one number a round; rounds of about a fifth of a second, so that waiting costs nothing."""
+  jax.block_until_ready(call())
+  rounds, calls, began = [], 1, time.perf_counter()
+  while len(rounds) < 3 or time.perf_counter() - began < seconds:
+    started = time.perf_counter()
+    for _ in range(calls):
+      out = call()
+    jax.block_until_ready(out)
+    rounds.append((time.perf_counter() - started) / calls)
+    calls = max(1, min(1000, int(0.2 / rounds[-1])))
+  return rounds

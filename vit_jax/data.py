@@ -1,0 +1,308 @@
+"""Sources -> batches of uint8 pictures, in an order that is a pure function of (seed, step).
+
+The global batch of step s is positions s * batch to (s + 1) * batch of the walk in order.py; any number of processes cut
+the same global batches into contiguous rows. So the step is all that a resumed run has to know.
+
+Threads, not worker processes: decoding leaves the interpreter's lock, and a thread holds no state that a resumed run
+would miss. All threads work on one batch, each on rows of its own, so few batches lie in memory at once. grain would
+give the same order at three times the CPU seconds for small pictures, and takes 0.9 s to import.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import numpy as np
+
+from vit_jax import order, sources, transforms
+
+AHEAD = 2                   # batches decoded before they are asked for: enough to smooth out a few large pictures
+LOCK = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What a run reads: `load` or `from_arrays` makes it, `train_batches` and `eval_batches` read it.
+
+  Attributes:
+    train, test: sources (see sources.py); None where there is none.
+    classes: names, in the order of the labels.
+    row: preprocessing of an evaluation picture, transforms.preprocessing's; saved with the model.
+    training: keyword arguments of transforms.training_image.
+    threads: how many decode at once.
+    max_unreadable: the fraction of a source's examples that may be unreadable before the run stops. Where it is above
+      0, one unreadable example is always allowed, so that 1 bad picture of 50 does not stop a small run at 0.01.
+    report: called with one line for each example found unreadable.
+    unreadable: {id(source): (source, {index: reason})}, filled while running; `unreadable(data, source)` reads it.
+  """
+  train: object
+  test: object
+  classes: list
+  row: dict
+  training: dict
+  threads: int
+  max_unreadable: float
+  report: Callable = logging.getLogger('vit_jax').warning
+  unreadable: dict = dataclasses.field(default_factory=dict)
+
+
+def load(
+  name: str,
+  *,
+  size,
+  train: str | None = 'train',
+  test: str | None = 'test',
+  holdout=0.1,
+  crop: Literal['random', 'pad', 'none'] = 'random',
+  scale: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  eval_crop: Literal['center', 'squash'] = 'center',
+  crop_pct=0.875,
+  interpolation: Literal['bilinear', 'bicubic', 'tf_bilinear'] = 'bicubic',
+  mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+  std: tuple[float, ...] = (0.5, 0.5, 0.5),
+  threads: int | None = None,
+  max_unreadable=0.01,
+  data_dir: str | None = None,
+  classes: list[str] | None = None,
+):
+  """Data of a name that sources.open_source knows, or of a pair (train, test) of sources or of (images, labels).
+
+  Args:
+    name: 'digits', a folder, 'tfds:NAME', a file, or the pair (either may be None).
+    size: of the pictures that come out, int or (height, width).
+    train, test: splits, with slices such as 'train[:98%]'; None opens none.
+    holdout: the fraction for test where a source has only one split.
+    crop, scale, ratio: training: transforms.training_image.
+    eval_crop, crop_pct: evaluation: transforms.preprocessing. interpolation, mean, std: both.
+    threads: None is one for each CPU this process may use.
+    max_unreadable: see Data.
+    data_dir: where tfds keeps its data.
+    classes: names that the labels must follow, as of a saved model; None takes them from train, else from test.
+
+  Raises:
+    ValueError, FileNotFoundError: one line, from the source or the preprocessing.
+  """
+  if not 0 <= max_unreadable <= 1:
+    raise ValueError(f'data.max_unreadable={max_unreadable} is not a fraction; 0.01 allows one example in a hundred.')
+  row = transforms.preprocessing(size, crop=eval_crop, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std)
+  training = dict(size=tuple(row['size']), crop=crop, scale=scale, ratio=ratio, interpolation=interpolation, fast=True)
+
+
+  def source(number, split, classes):
+    if isinstance(name, str):
+      return split and sources.open_source(name, split, classes=classes, holdout=holdout, data_dir=data_dir)
+    given = name[number]
+    return sources.arrays(*given, classes=classes) if isinstance(given, (tuple, list)) else given
+
+  train = source(0, train, classes)
+  test = source(1, test, classes or (train and train.classes))
+  if train is not None and not len(train) or test is not None and not len(test):
+    raise ValueError('There are no examples in one of the two splits; choose another one, or a larger slice.')
+  return Data(train=train, test=test, classes=list((train or test).classes), row=row, training=training,
+              threads=threads or _cpus(), max_unreadable=max_unreadable)
+
+
+def from_arrays(train, test=None, *, size=None, crop='none', crop_pct=1.0, **options):
+  """Data of arrays in memory: uint8 images (n, h, w[, 1 or 3]) with int labels (n,). As they are, unless told otherwise.
+
+  Args:
+    train, test: (images, labels), or sources; None for none.
+    size: int or (height, width); None is that of the images.
+    crop, crop_pct, options: keyword arguments of load.
+  """
+  size = size or np.shape((train or test)[0])[1:3]
+  return load((train, test), size=size, crop=crop, crop_pct=crop_pct, **options)
+
+
+def fingerprint(data):
+  """What was read, for run.json: {'train': {'examples', 'fingerprint'}, 'test': {...}, 'classes': how many}."""
+  describe = lambda source: source and {'examples': len(source), 'fingerprint': source.fingerprint()}
+  return {'train': describe(data.train), 'test': describe(data.test), 'classes': len(data.classes)}
+
+
+def train_batches(data, *, batch, seed, start=0, process_index=0, process_count=1):
+  """Endless training batches from step `start` on, of this process's share of each global batch.
+
+  Yields {'image': uint8 (b, h, w, 3), 'label': int32 (b,), 'id': int64 (b,)}, b = batch / process_count: process p has
+  rows p * b ... (p + 1) * b. id is the index of the example in data.train.
+
+  In each epoch every example comes once; a batch may span two epochs. Crops are drawn from (seed, step, row of the
+  global batch). An unreadable example's row gets the next readable example of the same permutation.
+
+  Raises:
+    ValueError: batch is not divided by process_count; too many examples are unreadable (see Data.max_unreadable).
+  """
+  source, size = data.train, data.training['size']
+  ready = _ready(source, size) if data.training['crop'] == 'none' else None
+  share = _share(batch, process_index, process_count)
+  _check_unreadable(data, source)
+
+  def fill(step, rows, out):
+    positions, stream = range(step * batch + rows.start, step * batch + rows.stop), order.streams(seed, step)
+    if ready is not None:
+      return _gather(ready, order.walk(np.array(positions), len(source), seed), out)
+    for i, (row, position) in enumerate(zip(rows, positions)):
+      make = lambda image: transforms.training_image(image, stream(row), **data.training)     # noqa: B023  used at once
+      _first_readable(data, source, order.following(position, len(source), seed), make, i, out)
+
+  return _batches(fill, itertools.count(start), share, size, 1 if ready is not None else data.threads)
+
+
+def eval_batches(data, source, *, batch, process_index=0, process_count=1):
+  """The batches of one evaluation: every example once, in order; the last batch is filled up with masked rows.
+
+  Yields {'image': uint8 (b, h, w, 3), 'label': int32 (b,), 'id': int64 (b,), 'mask': float32 (b,)}, as many in every
+  process, b = batch / process_count, rows as in train_batches. mask is 1 where there is an example. Padding has id -1.
+  An unreadable example keeps its id, has mask 0 and a black image: examples listed = sum of mask + unreadable ones.
+
+  Raises: as train_batches.
+  """
+  size, n = tuple(data.row['size']), len(source)
+  ready = _ready(source, size) if data.row['crop_pct'] == 1 else None
+  share = _share(batch, process_index, process_count)
+  _check_unreadable(data, source)
+  make = lambda image: transforms.evaluation_image(image, data.row)
+
+  def fill(step, rows, out):
+    rows = range(step * batch + rows.start, min(step * batch + rows.stop, n))
+    if ready is not None:
+      out = {name: array[:len(rows)] for name, array in out.items()}
+      _gather(ready, np.array(rows, np.int64), out)
+      out['mask'][:] = 1
+      return
+    for i, index in enumerate(rows):
+      out['mask'][i] = _first_readable(data, source, (index,), make, i, out)
+      out['id'][i] = index
+
+  return _batches(fill, range(-(-n // batch)), share, size, 1 if ready is not None else data.threads, mask=True)
+
+
+def to_device(batches, sharding, *, depth=2):
+  """(ids, device batch) of each batch of this process, `depth` of them on their way to the devices at a time.
+
+  Args:
+    batches: a generator of train_batches or eval_batches; closed with this one.
+    sharding: of the first axis, such as NamedSharding(mesh, P(('data', 'fsdp'))).
+
+  Yields 'id' as the int64 numpy array it was, and a dict of the other arrays, global and placed. Copies to a device
+  are asynchronous, so no thread is needed.
+  """
+  waiting = collections.deque()
+  try:
+    for batch in batches:
+      ids = batch.pop('id')
+      waiting.append((ids, {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}))
+      if len(waiting) >= depth:
+        yield waiting.popleft()
+    yield from waiting
+  finally:
+    batches.close()
+
+
+def unreadable(data, source):
+  """{index: reason} of the examples of a source that this process has found unreadable so far."""
+  return data.unreadable.setdefault(id(source), (source, {}))[1]        # the source is held, so its id stays its own
+
+
+def _cpus():
+  """How many CPUs this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()   # not on macOS
+
+
+def _share(batch, process_index, process_count):
+  """The rows of the global batch that this process has, as a range."""
+  if batch < 1 or batch % process_count:
+    raise ValueError(f'A batch of {batch} does not split over {process_count} processes; choose a multiple.')
+  b = batch // process_count
+  return range(process_index * b, (process_index + 1) * b)
+
+
+def _ready(source, size):
+  """(images uint8 (n, h, w, 1 or 3), labels) where all pictures lie in memory at this size already, else None: a batch
+  is then one indexing, ten times as fast as one picture after the other."""
+  images = source.images() if hasattr(source, 'images') else None
+  if images is None or images.shape[1:3] != tuple(size) or images.shape[3:] not in ((), (1,), (3,)):
+    return None
+  return images.reshape(*images.shape[:3], -1), source.labels()
+
+
+def _gather(ready, ids, out):
+  """Writes the examples `ids`, whose pictures are ready, into a batch."""
+  images, labels = ready
+  out['image'][:], out['label'][:], out['id'][:] = images[ids], labels[ids], ids
+
+
+def _first_readable(data, source, indices, make, i, out):
+  """Writes the first of these examples that can be read into row i of a batch; whether there was one."""
+  known = unreadable(data, source)
+  for index in indices:
+    if index in known:
+      continue
+    try:
+      example = source[index]
+      out['image'][i], out['label'][i], out['id'][i] = make(example['image']), example['label'], index
+      return True
+    except (transforms.Unreadable, OSError) as error:
+      _note_unreadable(data, source, index, str(error))
+  return False
+
+
+def _note_unreadable(data, source, index, reason):
+  """Names and counts an unreadable example, once; raises ValueError where there are too many."""
+  known = unreadable(data, source)
+  with LOCK:                                                   # two threads may have met the same example
+    if index not in known:
+      known[index] = ' '.join(reason.split())
+      data.report(f'unreadable, left out: {source.describe(index)}: {known[index]}')
+  _check_unreadable(data, source)
+
+
+def _check_unreadable(data, source):
+  """Raises ValueError where a source has more unreadable examples than data.max_unreadable allows."""
+  known, n = list(unreadable(data, source)), len(source)
+  allowed = min(max(int(data.max_unreadable * n), 1 if data.max_unreadable else 0), n - 1)
+  if len(known) > allowed:
+    first = ', '.join(source.describe(i) for i in known[:3])
+    raise ValueError(f'{len(known)} of {n} examples are unreadable, {allowed} allowed: {first}...; repair or remove '
+                     f'them, or raise data.max_unreadable={data.max_unreadable}.')
+
+
+def _batches(fill, steps, share, size, threads, mask=False):
+  """A batch for each step, in order, made AHEAD of being asked for: fill(step, rows, out) writes some rows of one.
+
+  fill is called by several threads at once: `rows` is a range of the global batch's rows, `out` the views of a batch's
+  arrays that belong to them. Its exceptions are raised here.
+  """
+  b, pieces = len(share), -(-len(share) // threads)
+
+  def begin(step):
+    out = {'image': np.zeros((b, *size, 3), np.uint8), 'label': np.zeros(b, np.int32), 'id': np.full(b, -1, np.int64)}
+    if mask:
+      out['mask'] = np.zeros(b, np.float32)
+    return out, [pool.submit(fill, step, share[i:i + pieces], {k: v[i:i + pieces] for k, v in out.items()})
+                 for i in range(0, b, pieces)]
+
+  def finish(out, jobs):
+    for job in jobs:
+      job.result()
+    return out
+
+  pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='vit_jax.data')
+  waiting = collections.deque()
+  try:
+    for step in steps:
+      waiting.append(begin(step))
+      if len(waiting) > AHEAD:
+        yield finish(*waiting.popleft())
+    while waiting:
+      yield finish(*waiting.popleft())
+  finally:
+    pool.shutdown(cancel_futures=True)

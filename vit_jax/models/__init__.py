@@ -1,0 +1,79 @@
+"""Every architecture by name: one dict of variants, and how to look one up and build it."""
+
+import difflib
+import fnmatch
+import inspect
+import math
+
+from flax import nnx
+import jax
+
+from vit_jax.models import vit
+
+VARIANTS = {**vit.VARIANTS}
+ALIASES = {**vit.ALIASES}
+# Keyword arguments that say how a model is computed, not what it is: the same weights serve all their values.
+EXECUTION = ('scan', 'remat', 'attention')
+
+
+def list_models(pattern='*'):
+  """The canonical names that match a shell pattern, sorted: list_models('vit_base*')."""
+  return sorted(fnmatch.filter(VARIANTS, pattern))
+
+
+def is_name(name):
+  """Whether `name` is an architecture's canonical name or alias."""
+  return name in VARIANTS or name in ALIASES
+
+
+def canonical(name):
+  """The canonical name of an architecture; raises ValueError with the three nearest for an unknown one."""
+  if not is_name(name):
+    lowered = {known.lower(): known for known in [*VARIANTS, *ALIASES]}
+    near = [lowered[n] for n in difflib.get_close_matches(str(name).lower(), lowered, 3, 0.4)]
+    hint = f'did you mean {", ".join(near)}?' if near else '`vit_jax list models` shows all names.'
+    raise ValueError(f'There is no model {name!r}; {hint}')
+  return ALIASES.get(name, name)
+
+
+def variant(name):
+  """(class, its keyword arguments) of an architecture by canonical name or alias."""
+  return VARIANTS[canonical(name)]
+
+
+def architecture(name, **overrides):
+  """Every architecture argument of a model by name, as plain values: the class's defaults, the row's, the overrides.
+
+  Raises ValueError for an argument the class does not take, with the nearest that it does.
+  """
+  cls, row = variant(name)
+  known = {
+    key: parameter.default
+    for key, parameter in inspect.signature(cls.__init__).parameters.items()
+    if key not in ('self', 'rngs', *EXECUTION)
+  }
+  for key in overrides:
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1)
+      raise ValueError(
+        f'{cls.__name__} has no argument {key!r}; ' + (f'did you mean {near[0]!r}?' if near else f'it has {list(known)}.')
+      )
+  return known | row | overrides
+
+
+def build(name, *, rngs, num_classes=None, scan=False, remat='none', attention='xla', **overrides):
+  """A freshly drawn model by name; num_classes None keeps the row's number."""
+  cls, _ = variant(name)
+  if num_classes is not None:
+    overrides['num_classes'] = num_classes
+  return cls(**architecture(name, **overrides), scan=scan, remat=remat, attention=attention, rngs=rngs)
+
+
+def abstract(name, **arguments):
+  """The model as build(name, **arguments) gives it, with shapes and dtypes in place of arrays: nothing is computed."""
+  return nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **arguments))
+
+
+def count(model):
+  """How many numbers the parameters of a model (abstract or not) hold."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,0 +1,349 @@
+"""The run, top to bottom: build, restore, step, evaluate, save. One step serves every kind of training.
+
+The state of a run is one dict of arrays: step, params, rest, opt and, with averaged weights, ema. It holds no random
+state, because keys and pictures are pure functions of (seed, step); so a resumed run repeats the lost steps bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import augment, bench, data as data_lib, metrics as metrics_lib, models, optim as optim_lib, pretrained
+from vit_jax import sharding, state, tasks, watch as watch_lib
+from vit_jax.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """How a training step is computed.
+
+  dtype: of activations and products, 'float32' or 'bfloat16'; parameters are float32.   grad_dtype: in which gradients
+  of micro-batches are added up and given to the optimizer.   accumulate: micro-batches a batch is cut into.
+  remat, scan, attention: see models.layers.   augment: keyword arguments of augment.make.
+  """
+
+  dtype: str = 'float32'
+  grad_dtype: str = 'float32'
+  accumulate: int = 1
+  remat: str = 'none'
+  scan: bool = False
+  attention: str = 'xla'
+  augment: dict = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    for key in ('dtype', 'grad_dtype'):
+      if getattr(self, key) not in ('float32', 'bfloat16'):
+        raise ValueError(f"step.{key} is {getattr(self, key)!r}; choose 'float32' or 'bfloat16'.")
+    if self.accumulate < 1:
+      raise ValueError(f'step.accumulate is {self.accumulate}; it must be at least 1.')
+
+
+class Result(NamedTuple):
+  """What fit gives: the trained model (averaged weights if any), the last evaluation, the last step."""
+
+  model: nnx.Module
+  metrics: dict
+  step: int
+
+
+def accumulate(grad_fn, micro_batches, dtype):
+  """grad_fn over equal parts of the batch, one after another: mean loss, mean gradient, the last part's rest.
+
+  Part i is rows i::micro_batches, which lie on every device alike, and gets a key of its own.
+  """
+
+  def accumulated(trainable, frozen, rest, batch, key):
+    cut = lambda a: a.reshape(a.shape[0] // micro_batches, micro_batches, *a.shape[1:]).swapaxes(0, 1)
+
+    def part(carry, xs):
+      rest, total = carry
+      i, batch = xs
+      (loss, rest), grads = grad_fn(trainable, frozen, rest, batch, jax.random.fold_in(key, i))
+      return (rest, jax.tree.map(jnp.add, total, (loss, state.cast(grads, dtype)))), None
+
+    zero = jnp.zeros(()), jax.tree.map(lambda a: jnp.zeros(a.shape, dtype), trainable)
+    parts = jnp.arange(micro_batches), jax.tree.map(cut, batch)
+    (rest, (loss, grads)), _ = jax.lax.scan(part, (rest, zero), parts)
+    return (loss / micro_batches, rest), jax.tree.map(lambda g: g / micro_batches, grads)
+
+  def single(trainable, frozen, rest, batch, key):
+    out, grads = grad_fn(trainable, frozen, rest, batch, jax.random.fold_in(key, 0))
+    return out, state.cast(grads, dtype)
+
+  return single if micro_batches == 1 else accumulated
+
+
+def make_step(graphdef, optimizer, task, row, *, seed, options):
+  """train_step(run, batch) -> (run, {'loss', 'lr', 'grad_norm'}), to be jitted.
+
+  run: {'step', 'params', 'rest', 'opt'[, 'ema']}.   batch: 'image' uint8 (b, h, w, c), 'label' int32 (b,).
+  """
+  augmented = augment.make(**options.augment)
+
+  def loss_fn(trainable, frozen, rest, batch, key):
+    params = state.cast(state.combine(trainable, frozen['model']), options.dtype)
+    model = state.merge(graphdef, params, rest)
+    outputs = model(batch['image'], key=key).astype(jnp.float32)
+    return task.loss(outputs, batch).mean(), state.split(model)[2]
+
+  grad_fn = accumulate(jax.value_and_grad(loss_fn, has_aux=True), options.accumulate, options.grad_dtype)
+
+  def train_step(run, batch):
+    key = jax.random.fold_in(jax.random.key(seed), run['step'])
+    augment_key, model_key = jax.random.split(key)
+    batch = augmented(augment_key, {**batch, 'target': task.target(batch)})
+    batch['image'] = augment.normalise(batch['image'], row['mean'], row['std'], options.dtype)
+    (loss, rest), grads = grad_fn(run['params'], {'model': {}}, run['rest'], batch, model_key)
+    updates, opt = optimizer.tx.update(grads, run['opt'], run['params'])
+    new = {'step': run['step'] + 1, 'params': optax.apply_updates(run['params'], updates), 'rest': rest, 'opt': opt}
+    if optimizer.ema is not None:
+      new['ema'] = optim_lib.average(run['ema'], new['params'], optimizer.ema, run['step'])
+    rate = {} if optimizer.schedule is None else {'lr': optimizer.schedule(run['step'])}
+    return new, {'loss': loss, **rate, 'grad_norm': optax.global_norm(grads)}
+
+  return train_step
+
+
+def make_eval_step(graphdef, task, row, dtype):
+  """eval_step(params, rest, batch) -> sums of the task's metrics, to be jitted. batch has a 'mask' float32 (b,)."""
+
+  def eval_step(params, rest, batch):
+    images = augment.normalise(batch['image'], row['mean'], row['std'], dtype)
+    outputs = state.merge(graphdef, state.cast(params, dtype), rest)(images).astype(jnp.float32)
+    return task.metrics(outputs, batch)
+
+  return eval_step
+
+
+class Evaluator:
+  """Evaluates parameters on a source: every example once, whatever the batch size and the number of devices."""
+
+  def __init__(self, graphdef, task, data, source, *, mesh, batch, dtype):
+    sharding.check_batch(mesh, batch_eval=batch)
+    self.task, self.data, self.source, self.mesh, self.batch = task, data, source, mesh, batch
+    step = make_eval_step(graphdef, task, data.row, dtype)
+    self.step = jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+  def __call__(self, params, rest):
+    """The task's finished metrics, 'unreadable' (how many pictures could not be read) and 'seconds'."""
+    start = time.perf_counter()
+    batches = data_lib.eval_batches(self.data, self.source, batch=self.batch, process_index=jax.process_index(),
+                                    process_count=jax.process_count())  # fmt: skip
+    sums = [self.step(params, rest, batch) for _, batch in data_lib.to_device(batches, sharding.batch(self.mesh))]
+    done = self.task.finish(metrics_lib.add(jax.device_get(sums)))
+    unreadable = len(self.source) - done['examples']
+    return {**done, 'unreadable': unreadable, 'seconds': time.perf_counter() - start}
+
+
+def evaluate(model, data, *, task=None, batch=128, dtype='float32', mesh=None):
+  """Metrics of a model on data.test: loss, top1, top5 (fractions), examples, per_class, unreadable, seconds.
+
+  model: an NNX module, images (b, h, w, c) -> logits (b, k).   data: see data.load.   task: see tasks.make, None =
+  classification.   batch: a multiple of the devices.   dtype: of the computation.   mesh: see sharding.make_mesh.
+  """
+  mesh = mesh or sharding.make_mesh()
+  graphdef, params, rest = state.split(model)
+  task = task or tasks.make(classes=data.classes)
+  evaluator = Evaluator(graphdef, task, data, data.test, mesh=mesh, batch=batch, dtype=dtype)
+  placed = {'params': params, 'rest': rest}
+  placed = jax.device_put(placed, sharding.shardings(mesh, placed))
+  return evaluator(placed['params'], placed['rest'])
+
+
+def fit(
+  model, data, *, steps, task=None, optim=None, step=None, save=None, mesh=None, batch=128, batch_eval=None, seed=0,
+  log_every=50, eval_every=None, profile=None, workdir=None, config=None, extend=False,
+):  # fmt: skip
+  """Trains a model: a Result with the trained model, which is the given one with new weights.
+
+  model: any NNX module, (images (b, h, w, c), key=None) -> logits (b, k).   data: of data.load or data.from_arrays.
+  steps: how many in all.   task: of tasks.make, None = classification.   optim: keyword arguments of optim.make, or an
+  optax transformation.   step, save, mesh: keyword arguments of Step, checkpoint.Checkpoints and sharding.make_mesh.
+  batch, batch_eval: pictures a step, over all devices.   log_every, eval_every: in steps; None = at the end only.
+  profile: (first, last) step of a jax.profiler trace.   workdir: where to write, and what to resume; None = nothing is
+  written.   config: what run.json records and a resumed run is compared with, None = these arguments.
+  extend: allow a larger `steps` than the workdir was begun with.
+
+  Raises ValueError, before anything is compiled, for arguments that do not fit together or do not fit the workdir.
+  """
+  options, devices = Step(**step or {}), sharding.make_mesh(**mesh or {})
+  batch_eval = batch if batch_eval is None else batch_eval
+  sharding.check_batch(devices, batch=batch, batch_eval=batch_eval)
+  if batch % options.accumulate:
+    raise ValueError(f'batch={batch} does not split into step.accumulate={options.accumulate} micro-batches.')
+  sharding.check_batch(devices, **{'batch / step.accumulate': batch // options.accumulate})
+  if eval_every is not None and eval_every < 1 or log_every < 1:
+    raise ValueError(f'log_every={log_every} and eval_every={eval_every} count steps from 1; eval_every=None is once, last.')
+  if data.train is None:
+    raise ValueError('There is no training data; give data.train.')
+  task = task or tasks.make(classes=data.classes)
+  optimizer = _optimizer(optim, steps)
+  config = config or {'batch': batch, 'seed': seed, 'total_steps': steps, 'step': dataclasses.asdict(options),
+                      'optim': optim if isinstance(optim, dict) else repr(optim)}  # fmt: skip
+
+  graphdef, params, rest = state.split(model)
+  init = functools.partial(_init, optimizer)
+  places = sharding.shardings(devices, jax.eval_shape(init, params, rest))
+  folder = Workdir(workdir, config, model=model, data=data, steps=steps, save=save or {}, extend=extend)
+  if folder.first:
+    run = folder.restore(sharding.abstract(jax.eval_shape(init, params, rest), places))
+  else:
+    run = jax.jit(init, out_shardings=places)(params, rest)
+  if folder.finished:
+    print(f'{folder.path} is finished, at step {steps} of {steps}; --extend with a larger total_steps continues it.',
+          file=sys.stderr)  # fmt: skip
+    state.update(model, *_weights(run))
+    return Result(model, folder.metrics() or {}, steps)
+
+  train_step = make_step(graphdef, optimizer, task, data.row, seed=seed, options=options)
+  train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, sharding.replicated(devices)))
+  test = None if data.test is None else Evaluator(graphdef, task, data, data.test, mesh=devices, batch=batch_eval,
+                                                  dtype=options.dtype)  # fmt: skip
+  batches = data_lib.train_batches(data, batch=batch, seed=seed, start=folder.first,
+                                   process_index=jax.process_index(), process_count=jax.process_count())  # fmt: skip
+  placed = data_lib.to_device(batches, sharding.batch(devices))
+  watch = watch_lib.Watch(workdir, total_steps=steps, start=folder.first)
+  if folder.begun not in (None, steps) and optimizer.schedule:
+    old = _optimizer(optim, folder.begun).schedule
+    watch.note(f'total_steps {folder.begun} -> {steps}: the learning rate of step {folder.first + 1} is now '
+               f'{optimizer.schedule(folder.first):.3g}; it ended at {old(folder.begun - 1):.3g}.')  # fmt: skip
+  speed, metrics = Speed(batch), None
+  try:
+    for number in range(folder.first + 1, steps + 1):
+      with _trace(profile, number, folder.path):
+        run, values = train_step(run, next(placed)[1])
+      if number % log_every == 0 or number in (folder.first + 1, steps):
+        values = {key: float(value) for key, value in values.items()}               # waits for the step
+        watch.train(number, {'lr': None, **values, 'images_per_second': speed(number)})
+      metrics = None
+      if test and (number == steps or eval_every and number % eval_every == 0):
+        metrics = test(*_weights(run))
+        watch.evaluation(number, {'split': 'test', **metrics})
+        speed.pause(number)
+      if metrics or folder.due(number):
+        folder.save(number, run, metrics, metrics and metrics[task.best])
+  finally:
+    placed.close()
+    watch.close()
+    folder.close()
+  state.update(model, *_weights(run))
+  return Result(model, metrics or {}, steps)
+
+
+class Speed:
+  """Images a second between two calls; pauses (compilation, evaluation) are not counted."""
+
+  def __init__(self, batch):
+    self.batch, self.since = batch, None
+
+  def pause(self, step):
+    """Starts the clock anew after step `step`."""
+    self.since = step, time.perf_counter()
+
+  def __call__(self, step):
+    """Images a second since the last call or pause; None at the first call, whose step compiled."""
+    since = self.since
+    self.pause(step)
+    return None if since is None else (step - since[0]) * self.batch / (self.since[1] - since[1])
+
+
+@contextlib.contextmanager
+def _trace(profile, step, folder):
+  """Starts and ends a jax.profiler trace around the steps profile = (first, last)."""
+  if profile and step == profile[0]:
+    jax.profiler.start_trace(os.path.join(folder, 'profile'))
+  yield
+  if profile and step == profile[1]:
+    jax.effects_barrier()
+    jax.profiler.stop_trace()
+
+
+def _optimizer(optim, steps):
+  """An Optimizer of keyword arguments or of an optax transformation."""
+  if isinstance(optim, optax.GradientTransformation):
+    return optim_lib.Optimizer(optim, None, None)
+  return optim_lib.make(**optim or {}, total_steps=steps)
+
+
+def _init(optimizer, params, rest):
+  """The state of a run before its first step."""
+  run = {'step': jnp.zeros((), jnp.int32), 'params': params, 'rest': rest, 'opt': optimizer.tx.init(params)}
+  return run if optimizer.ema is None else run | {'ema': params}
+
+
+def _weights(run):
+  """(params, rest) to evaluate and to keep: the averaged ones if there are any."""
+  return run.get('ema', run['params']), run['rest']
+
+
+def run(config, workdir, *, extend=False):
+  """Does the job of a resolved config (config.resolve): trains, evaluates or measures; returns its numbers.
+
+  What can be refused is refused in this order: mesh and batch, model, data, workdir; only then something compiles.
+  """
+  if config['deterministic']:                               # read when the backend starts; a CPU needs nothing
+    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
+  devices, options = sharding.make_mesh(**config['mesh']), Step(**config['step'])
+  sharding.check_batch(devices, batch=config['batch'], batch_eval=config['batch_eval'])
+  wanted = dict(config['model'])
+  name, num_classes, weights, reset, numerics = (
+    wanted.pop(key) for key in ('name', 'num_classes', 'pretrained', 'reset', 'numerics'))  # fmt: skip
+  made = pretrained.architecture_of(name, weights) | wanted
+  execution = {key: getattr(options, key) for key in models.EXECUTION}
+  models.abstract(name, **made, **execution)                # refuses what cannot be built, before data is read
+  create = functools.partial(pretrained.create_model, name, pretrained=weights, reset=tuple(reset), numerics=numerics,
+                             seed=config['seed'], **wanted, **execution)  # fmt: skip
+  if config['job'] == 'inference_time':
+    return bench.report(create(num_classes=num_classes), made['img_size'], batch=config['batch'], dtype=options.dtype)
+  if config['job'] == 'evaluate':
+    return _evaluate_workdir(config, workdir, devices, options)
+  data = data_lib.load(**config['data'], size=made['img_size'])
+  if num_classes not in (None, len(data.classes)):
+    raise ValueError(f'model.num_classes is {num_classes}, and the data has {len(data.classes)}; leave it None.')
+  model = create(num_classes=len(data.classes))
+  tests = 'none' if data.test is None else f'{len(data.test):,}'
+  print(f'{name}: {state.count(state.split(model)[1]):,} parameters. {config["data"]["name"]}: {len(data.train):,} pictures '
+        f'to train on, {tests} to test, {len(data.classes)} classes. {devices.size} x '
+        f'{devices.devices.flat[0].device_kind}.', file=sys.stderr)  # fmt: skip
+  result = fit(
+    model, data, steps=config['total_steps'], task=tasks.make(**config['task'], classes=data.classes),
+    optim=config['optim'], step=config['step'], save=config['save'], mesh=config['mesh'], workdir=workdir,
+    config=config, extend=extend, **{key: config[key] for key in ('batch', 'batch_eval', 'seed', 'log_every',
+                                                                  'eval_every', 'profile')})  # fmt: skip
+  _conclude(result, config, workdir)
+  return result.metrics
+
+
+def _conclude(result, config, workdir):
+  """Prints what a person wants to know after a run: the accuracy, where everything is, what to do next."""
+  if result.metrics:
+    found = result.metrics
+    print(f'top-1 accuracy {found["top1"]:.2%} on {found["examples"]} pictures ({found["unreadable"]} unreadable of '
+          f'{found["examples"] + found["unreadable"]} listed), loss {found["loss"]:.4f}, step {result.step}.')  # fmt: skip
+  print(f'Written to {workdir}: checkpoints, model.json, metrics.jsonl, run.json, TensorBoard events.')
+  print(f'Next: vit_jax evaluate --model={workdir} --data={config["data"]["name"]} --split={config["data"]["test"]}')
+
+
+def _evaluate_workdir(config, workdir, devices, options):
+  """Evaluates the weights in workdir on the config's test data; one JSON line, as `vit_jax evaluate`."""
+  if workdir is None:
+    raise ValueError("job 'evaluate' needs --workdir=DIR, the folder of a run.")
+  model, described = pretrained.load(workdir)
+  row = described['preprocessing']
+  rest = {key: config['data'][key] for key in ('name', 'test', 'holdout', 'threads', 'max_unreadable', 'data_dir')}
+  data = data_lib.load(**rest, train=None, size=row['size'], eval_crop=row['crop'], classes=described['classes'],
+                       **{key: row[key] for key in ('crop_pct', 'interpolation', 'mean', 'std')})  # fmt: skip
+  task = tasks.make(**config['task'], classes=data.classes)
+  found = evaluate(model, data, task=task, batch=config['batch_eval'], dtype=options.dtype, mesh=devices)
+  print(json.dumps({'model': workdir, 'weights': described['weights'], **found}))
+  return found

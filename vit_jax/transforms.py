@@ -1,0 +1,303 @@
+"""One picture on the host: encoded bytes, a path, a Pillow image or an array -> uint8 (h, w, 3), cropped and resized.
+
+What a file means: EXIF orientation is applied; grey gives three equal channels; alpha is dropped, as by convert('RGB')
+in timm and Hugging Face, with which the published accuracies were measured; palette and 1-bit become colours; 16-bit
+channels keep their high byte (Pillow's own conversion of 16-bit grey clips at 255); CMYK, Adobe's inverted one too,
+becomes RGB as in Pillow; the first frame of an animation counts. Floating point, which has no defined range, truncated
+files and those of more than MAX_PIXELS are Unreadable.
+
+What an evaluation sees is a *row* (`preprocessing`), saved beside the weights. 'bilinear' and 'bicubic' are Pillow's
+antialiased filters, 'tf_bilinear' is tf.image.resize's (half-pixel centres, no antialiasing, rounded). The geometry is
+timm's create_transform(is_training=False). Training crops as Inception does (Szegedy et al., 2014, section 6) in the
+form of torchvision's RandomResizedCrop: ten tries, then the largest centred crop of an allowed aspect.
+"""
+import functools
+import io
+import math
+import os
+import pathlib
+import threading
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 178_956_970                         # where Pillow itself refuses: half a gigabyte once decoded
+CROPS = ('random', 'pad', 'none')
+EVALUATION_CROPS = ('center', 'center_floor', 'squash')
+INTERPOLATIONS = ('bilinear', 'bicubic', 'tf_bilinear')
+PADDING = 4                                      # pixels on each side: the CIFAR recipe of He et al., 2015, section 4.2
+
+
+class Unreadable(ValueError):
+  """A picture that cannot be decoded; the message is the reason, one line that does not name the file."""
+
+
+def decode(data, *, fast=False):                                                                       # -> (h, w, 3)
+  """uint8 (h, w, 3), C-contiguous, possibly read-only, for a picture in any form; see the top of this file.
+
+  Args:
+    data: bytes in any format that Pillow reads, str or Path of such a file, PIL.Image, or uint8 array (h, w),
+      (h, w, 1), (h, w, 3) or (h, w, 4).
+    fast: OpenCV may decode an intact plain JPEG, where host_decoder() found that it gives the same bits.
+
+  Raises:
+    Unreadable: the file is missing, damaged, truncated, too large, or has no 8-bit meaning.
+    ValueError: an array of another dtype or shape, or a value of another type.
+  """
+  return np.ascontiguousarray(_picture(data, fast and host_decoder() == 'opencv'))
+
+
+def preprocessing(size, *, crop='center', crop_pct=0.875, interpolation='bicubic', mean=(0.5, 0.5, 0.5),
+                  std=(0.5, 0.5, 0.5)):
+  """The row that says how a picture is prepared for evaluation: a JSON-able dict of the arguments, size as [h, w].
+
+  Args:
+    size: pixels, an int or (h, w).
+    crop: 'center' scales the picture until floor(size / crop_pct) is just covered and takes the middle; half a pixel
+      is rounded to even (timm), or down with 'center_floor' (Hugging Face). 'squash' resizes to floor(size / crop_pct)
+      whatever the aspect and takes the middle: with crop_pct=1 it is the plain resize.
+    crop_pct: over 0, at most 1.
+    interpolation: 'bilinear', 'bicubic' or 'tf_bilinear', see the top of this file.
+    mean, std: of each channel, in units of pixel / 255.
+
+  Raises ValueError where one of them is out of range.
+  """
+  height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
+  if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in (height, width)):
+    raise ValueError(f'size={size!r}: wanted a positive number of pixels or a pair (height, width).')
+  _check('crop', crop, EVALUATION_CROPS)
+  _check('interpolation', interpolation, INTERPOLATIONS)
+  if not 0 < crop_pct <= 1:
+    raise ValueError(f'crop_pct={crop_pct!r}: wanted the share of a side that is kept, over 0 and at most 1.')
+  mean, std = [float(m) for m in mean], [float(s) for s in std]
+  if (len(mean), len(std)) != (3, 3) or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
+    raise ValueError(f'mean={mean}, std={std}: wanted three numbers each, of pixels scaled to 0..1 (divide by 255).')
+  return {'size': [int(height), int(width)], 'crop': crop, 'crop_pct': float(crop_pct), 'interpolation': interpolation,
+          'mean': mean, 'std': std}
+
+
+def evaluation_image(image, row):                                                            # -> (size_h, size_w, 3)
+  """uint8 (size_h, size_w, 3) for a picture in any form that `decode` takes, prepared as the row says.
+
+  Equal in every bit to timm's and Hugging Face's 8-bit (Pillow) pipelines, whatever decoders are installed; but a
+  picture of the row's size passes unchanged (timm enlarges and crops it, unless crop_pct is 1). Raises as `decode`, and
+  Unreadable for a picture so narrow that the resize would make it larger than MAX_PIXELS.
+  """
+  picture = _picture(image)
+  (h, w), (height, width) = _size(picture), row['size']
+  if (h, w) == (height, width):
+    return np.ascontiguousarray(picture)
+  target = math.floor(height / row['crop_pct']), math.floor(width / row['crop_pct'])
+  if row['crop'] != 'squash':
+    target = _covering(h, w, target)
+  if target[0] * target[1] > MAX_PIXELS:
+    raise Unreadable(f'{w}x{h} pixels are too narrow: resized, it would be {target[1]}x{target[0]}')
+  picture = _resized(picture, target, row['interpolation'])
+  half = math.floor if row['crop'] == 'center_floor' else round
+  left, top = half((target[1] - width) / 2), half((target[0] - height) / 2)
+  return np.ascontiguousarray(_cut(picture, (left, top, left + width, top + height)))
+
+
+def training_image(image, rng, *, size, crop='random', scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3),
+                   interpolation='bilinear', fast=False):                                    # -> (size_h, size_w, 3)
+  """uint8 (size_h, size_w, 3), a random view of a picture in any form that `decode` takes, and with its errors.
+
+  Args:
+    rng: numpy Generator, the only source of randomness; what is drawn from it does not depend on `fast`.
+    size: pixels, an int or (h, w).
+    crop: 'random' = random_box, then resize; 'pad' = resize, 4 zero pixels around, a random window; 'none' = resize.
+    scale, ratio: see random_box.
+    interpolation: 'bilinear', 'bicubic' or 'tf_bilinear', see the top of this file.
+    fast: OpenCV may decode and resize where host_decoder() found the result the same to one 8-bit step.
+  """
+  _check('crop', crop, CROPS)
+  _check('interpolation', interpolation, INTERPOLATIONS)
+  height, width = (size, size) if isinstance(size, int) else size
+  fast = fast and host_decoder() == 'opencv'
+  picture = _picture(image, fast)
+  if crop == 'random':
+    picture = _cut(picture, random_box(*_size(picture), rng, scale=scale, ratio=ratio))
+  picture = _resized(picture, (height, width), interpolation, fast)
+  if crop == 'pad':
+    picture = np.pad(picture, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    left, top = rng.integers(2 * PADDING + 1, size=2)
+    picture = _cut(picture, (left, top, left + width, top + height))
+  return np.ascontiguousarray(picture)
+
+
+def random_box(height, width, rng, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+  """(left, top, right, bottom), a random box in an image of height x width pixels.
+
+  scale: smallest and largest share of the area, uniform, at most 1. ratio: of width to height, uniform in the logarithm.
+  """
+  if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
+    raise ValueError(f'scale={scale}, ratio={ratio}: wanted (low, high) with 0 < low <= high, and scale at most 1.')
+  for _ in range(10):
+    area = height * width * rng.uniform(*scale)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+      return left, top, left + w, top + h
+  w = min(width, max(1, round(height * ratio[1])))         # max: a line one pixel wide still has a box
+  h = min(height, max(1, round(width / ratio[0])))
+  left, top = (width - w) // 2, (height - h) // 2
+  return left, top, left + w, top + h
+
+
+@functools.cache
+def host_decoder():
+  """'opencv' where cv2 is installed and agrees with Pillow, else 'pillow': what fast=True may use, for run.json.
+
+  To agree, the installed build must decode a JPEG to the same bits, and enlarge it bilinearly to one 8-bit step.
+  """
+  try:
+    from cv2 import IMREAD_COLOR_RGB  # noqa: F401  (old builds lack it)
+  except ImportError:
+    return 'pillow'
+  stream = io.BytesIO()
+  colours = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
+  Image.fromarray(colours).resize((61, 43), Image.Resampling.BICUBIC).save(stream, 'JPEG')
+  exact, quick = (_picture(stream.getvalue(), fast) for fast in (False, True))
+  larger = [np.ascontiguousarray(_resized(p, (97, 80), 'bilinear', p is quick)).astype(int) for p in (exact, quick)]
+  equal = np.array_equal(np.asarray(exact), quick) and abs(larger[0] - larger[1]).max() <= 1
+  return 'opencv' if equal else 'pillow'
+
+
+class _Hush(threading.local):
+  """A pattern for a warning filter that matches in the threads that are inside `with`: silences Pillow's remarks.
+
+  warnings.catch_warnings is for one thread: where two overlap, the last to leave restores the other's filters.
+  """
+  inside = False
+
+  def match(self, text):
+    return self.inside
+
+  def __enter__(self):
+    if _HUSHED not in warnings.filters:          # whoever resets the filters, as pytest does, removes it
+      warnings.filters.insert(0, _HUSHED)
+    self.inside = True
+
+  def __exit__(self, *error):
+    self.inside = False
+
+
+_HUSH = _Hush()
+_HUSHED = ('ignore', _HUSH, Warning, None, 0)    # the form of an entry of warnings.filters
+
+
+def _picture(data, fast=False):
+  """An upright RGB PIL.Image, or a uint8 array (h, w, 3), for whatever `decode` takes: below, either is a picture.
+
+  Pillow takes as long to hand its pixels to numpy as to decode them, so they change sides late, when they are few.
+  """
+  if isinstance(data, np.ndarray):
+    return _three_channels(data)
+  if not isinstance(data, (bytes, bytearray, memoryview, str, os.PathLike, Image.Image)):
+    raise ValueError(f'A picture is encoded bytes, a path, a PIL image or a uint8 array, not {type(data).__name__}.')
+  try:
+    with _HUSH:
+      if isinstance(data, Image.Image):
+        return _upright(data)
+      data = pathlib.Path(data).read_bytes() if isinstance(data, (str, os.PathLike)) else data
+      return _upright(Image.open(io.BytesIO(data)), data if fast else b'')
+  except UnidentifiedImageError as error:
+    raise Unreadable('not a picture in a format that Pillow reads' if len(data) else 'an empty file') from error
+  except Exception as error:                     # a format's parser raises whatever damaged bytes lead it to
+    reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    raise Unreadable(reason.splitlines()[0]) from error
+
+
+def _upright(image, data=b''):
+  """A picture for an opened PIL.Image; given its bytes too, OpenCV decodes them if they are an intact plain JPEG."""
+  if not 0 < image.width * image.height <= MAX_PIXELS:
+    raise Unreadable(f'{image.width}x{image.height} pixels: wanted 1 to {MAX_PIXELS:,}')
+  # of a truncated file OpenCV returns a part without a word, so Pillow judges all that do not end with the end marker
+  if image.format == 'JPEG' and image.mode in ('L', 'RGB') and data[-2:] == b'\xff\xd9' and not _turn(image):
+    import cv2
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is not None and pixels.shape == (image.height, image.width, 3):
+      return pixels
+  image.load()
+  turn = _turn(image)                            # after load(): a PNG may have its EXIF behind the pixels
+  image = image if image.mode == 'RGB' else _eight_bit(image).convert('RGB')
+  return image if turn is None else image.transpose(turn)
+
+
+def _turn(image):
+  """The transposition that puts a PIL.Image upright, or None. Damaged EXIF says nothing about the pixels."""
+  turn = Image.Transpose
+  try:
+    return {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+            6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90}.get(image.getexif().get(0x0112))
+  except Exception:
+    return None
+
+
+def _eight_bit(image):
+  """A PIL.Image that convert('RGB') does not clip."""
+  if image.mode == 'F':
+    raise Unreadable('floating-point pixels have no defined range; save them with 8 or 16 bits')
+  if not image.mode.startswith('I'):
+    return image
+  values = np.asarray(image)                     # 32-bit 'I' is also how a 16-bit PGM, or PNG in older Pillows, arrives
+  if values.min() < 0 or values.max() > 65535:
+    raise Unreadable('32-bit integer pixels have no defined range; save them with 8 or 16 bits')
+  return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _three_channels(array):                                                                            # -> (h, w, 3)
+  if array.dtype != np.uint8 or array.ndim < 2 or array.shape[2:] not in ((), (1,), (3,), (4,)) or not array.size:
+    raise ValueError('A picture as an array is uint8, 0 to 255, of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), '
+                     f'not {array.dtype} {array.shape}.')
+  array = array[..., None] if array.ndim == 2 else array
+  return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
+
+
+def _size(picture):                                                                                       # -> (h, w)
+  return picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size[::-1]
+
+
+def _cut(picture, box):
+  left, top, right, bottom = box
+  return picture[top:bottom, left:right] if isinstance(picture, np.ndarray) else picture.crop(box)
+
+
+def _covering(h, w, target):
+  """(h, w) scaled, aspect kept, until it just covers the target (h, w); rounded as timm does."""
+  if target[0] == target[1]:                     # torchvision's Resize(int): what the long side has over is cut off
+    return (target[0], target[0] * w // h) if h <= w else (target[0] * h // w, target[0])
+  factor = min(h / target[0], w / target[1])     # timm's ResizeKeepRatio
+  return round(h / factor), round(w / factor)
+
+
+def _resized(picture, size, interpolation, fast=False):
+  """The picture at size (h, w); with fast, by OpenCV's bilinear where that is the same to one 8-bit step."""
+  h, w = _size(picture)
+  if (h, w) == tuple(size):
+    return picture
+  # where nothing shrinks, nothing is antialiased, and the two kinds of bilinear are one
+  if fast and (interpolation == 'tf_bilinear' or interpolation == 'bilinear' and h <= size[0] and w <= size[1]):
+    import cv2
+    return cv2.resize(np.asarray(picture), size[::-1], interpolation=cv2.INTER_LINEAR)
+  if interpolation == 'tf_bilinear':
+    return _tf_bilinear(np.asarray(picture), size)
+  picture = Image.fromarray(np.ascontiguousarray(picture)) if isinstance(picture, np.ndarray) else picture
+  return picture.resize(size[::-1], Image.Resampling[interpolation.upper()])
+
+
+def _tf_bilinear(array, size):                                                   # (h, w, 3) -> (size_h, size_w, 3)
+  for axis, (old, new) in enumerate(zip(array.shape, size)):
+    at = (np.arange(new, dtype=np.float32) + 0.5) * np.float32(old / new) - 0.5
+    low = np.floor(at).astype(int)
+    share = (at - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (-1, 1))
+    a, b = (array.take(np.clip(i, 0, old - 1), axis).astype(np.float32) for i in (low, low + 1))
+    array = a + (b - a) * share
+  return np.rint(array).astype(np.uint8)
+
+
+def _check(what, given, known):
+  if given not in known:
+    raise ValueError(f'{what}={given!r}: wanted one of {", ".join(known)}.')

@@ -1,0 +1,138 @@
+"""What a run keeps in its folder, so that it can be resumed and its model used without the config.
+
+WORKDIR/run.json      config, versions, devices, data fingerprint, git state; those of earlier sessions in 'earlier'
+WORKDIR/model.json    what the weights are: name, architecture, preprocessing, class names
+WORKDIR/checkpoints/  see checkpoint.py; a file has a name for each layer, also where a run stacks its layers (scan)
+"""
+
+import functools
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax import checkpoint, data as data_lib, pretrained, sharding, state, transforms, watch
+
+# A resumed run must give what the uninterrupted one would have given, so these may not change.
+FIXED = ('seed', 'batch', 'total_steps', 'model', 'data', 'task', 'optim', 'step')
+FREE = {'data': ('threads', 'max_unreadable'), 'step': ('remat', 'scan', 'attention'), 'model': ()}
+
+
+class Workdir:
+  """The folder of a run. With path None nothing is read or written.
+
+  Attributes: path: absolute.   first: the step to continue after, 0 for a new run.   steps: how many there will be.
+  begun: how many there were to be when the run was last started, None for a new one.
+  """
+
+  def __init__(self, path, config, *, model, data, steps, save, extend):
+    self.path, self.steps = path and os.path.abspath(path), steps
+    self.first, self.begun, self.checkpoints = 0, None, None
+    if self.path is None:
+      return
+    check_writable(self.path)
+    config, fingerprint = json.loads(json.dumps(config)), data_lib.fingerprint(data)
+    old = _read_json(os.path.join(self.path, 'run.json'))
+    if old is not None:
+      _check_resume(self.path, old, config, fingerprint, extend=extend)
+      self.begun = old['config']['total_steps']
+    self.checkpoints = checkpoint.Checkpoints(self.path, **save)
+    self.first = self.checkpoints.latest() or 0
+    if self.first > steps:
+      raise ValueError(f'{self.path} is at step {self.first}, past total_steps={steps}; choose another --workdir.')
+    if not self.finished and jax.process_index() == 0:
+      made = pretrained.origin(model) or {'name': None, 'architecture': None}
+      described = {**made, 'preprocessing': data.row, 'classes': data.classes}
+      watch.write_json(os.path.join(self.path, 'model.json'), described)
+      new = watch.run_record(config, fingerprint, {'decoder': transforms.host_decoder()})
+      earlier = [] if old is None else [*old.pop('earlier'), old]
+      watch.write_json(os.path.join(self.path, 'run.json'), new | {'earlier': earlier})
+
+  @property
+  def finished(self):
+    """Whether the workdir already is at the last step."""
+    return self.first == self.steps
+
+  def restore(self, like):
+    """The run's state at step `first`, bit for bit, placed as `like` says; like: ShapeDtypeStructs with shardings."""
+    like = {name: tree for name, tree in like.items() if name != 'step'}
+    mesh = jax.tree.leaves(like['params'])[0].sharding.mesh
+    files = jax.eval_shape(_map_layers(state.unstack), like)
+    files = sharding.abstract(files, sharding.shardings(mesh, files))
+    saved = self.checkpoints.restore(self.first, files)
+    if jax.tree.structure(saved) != jax.tree.structure(like):
+      saved = jax.jit(_map_layers(state.stack), out_shardings=jax.tree.map(lambda a: a.sharding, like))(saved)
+    return saved | {'step': jax.device_put(jnp.int32(self.first), sharding.replicated(mesh))}
+
+  def due(self, step):
+    """Whether a step is to be saved although it was not evaluated."""
+    return self.checkpoints is not None and (step % self.checkpoints.every == 0 or step == self.steps)
+
+  def save(self, step, run, metrics, score):
+    """Starts to write a step in the background. metrics, score: of its evaluation, both None where there was none."""
+    if self.checkpoints is not None:
+      arrays = _map_layers(state.unstack)({name: tree for name, tree in run.items() if name != 'step'})
+      self.checkpoints.save(step, arrays, {'step': step, 'position': step, 'metrics': metrics}, score)
+
+  def metrics(self):
+    """What the evaluation of step `first` found, or None."""
+    return self.checkpoints.info(self.first)['metrics']
+
+  def close(self):
+    """Waits until everything is on disk."""
+    if self.checkpoints is not None:
+      self.checkpoints.close()
+
+
+def _map_layers(convert):
+  """`convert` on every nested dict of a tree, also on those inside an optimizer's state."""
+  return functools.partial(jax.tree.map, lambda x: convert(x) if isinstance(x, dict) else x,
+                           is_leaf=lambda x: isinstance(x, dict) and not x.keys() & {'params', 'opt'})  # fmt: skip
+
+
+def check_writable(path):
+  """Raises ValueError, in one line, for a workdir that is a file or cannot be written; leaves nothing behind."""
+  there = os.path.abspath(path)
+  while not os.path.lexists(there):
+    there = os.path.dirname(there)
+  if not os.path.isdir(there):
+    raise ValueError(f'workdir {path}: {there} is a file; give a folder.')
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise ValueError(f'workdir {path}: {there} is not writable; choose a folder that is.')
+
+
+def _read_json(path):
+  try:
+    with open(path) as file:
+      return json.load(file)
+  except FileNotFoundError:
+    return None
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{path} is damaged ({error}); restore it, or choose another --workdir.') from None
+
+
+def _check_resume(path, old, new, fingerprint, *, extend):
+  """Raises ValueError that names what may not differ between a run and its continuation, and does."""
+  lines = _differences(old['config'], new)
+  begun, wanted = old['config']['total_steps'], new['total_steps']
+  longer = f'total_steps: {begun!r} -> {wanted!r}'
+  if longer in lines and wanted > begun:
+    if extend:
+      lines.remove(longer)
+    elif lines == [longer]:
+      raise ValueError(f'{path} was begun with {longer}: add --extend to continue it with the schedule of {wanted} steps.')
+  if old['data'] != fingerprint:
+    lines.append('the data itself: other files, labels or classes than at the start')
+  if lines:
+    raise ValueError(f'{path} was begun with other settings ({"; ".join(lines)}); restore them or choose another --workdir.')
+
+
+def _differences(old, new):
+  """['a.b: old -> new', ...] for the fixed keys of two configs."""
+  flat = lambda config: state.flatten({key: config[key] for key in FIXED if key in config})
+  old, new = flat(old), flat(new)
+  free = {f'{section}.{key}' for section, keys in FREE.items() for key in keys}
+  paths = {path: path.replace('/', '.') for path in sorted(old.keys() | new.keys())}
+  return [f'{name}: {old.get(path)!r} -> {new.get(path)!r}' for path, name in paths.items()
+          if name not in free and old.get(path) != new.get(path)]  # fmt: skip

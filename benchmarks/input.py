@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import random
 import statistics
@@ -99,6 +100,7 @@ def torch_pillow(folder, threads):
 
 def tf_data(folder, threads):
   """Epochs of a tf.data pipeline that decodes only the crop."""
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'                              # it remarks on every CUDA library that is missing
   import tensorflow as tf
 
   def load(path):

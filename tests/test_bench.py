@@ -15,12 +15,12 @@ def model():
 
 
 def test_flops_are_those_of_the_products(model):
-  n, d = 7, 128                                                      # 2 x 3 patches and a class token
+  n, d = 7, 128  # 2 x 3 patches and a class token
   embed = 6 * 8 * 8 * 3 * d
   block = n * d * 3 * d + 2 * n * n * d + n * d * d + 2 * n * d * 4 * d
   products = 2 * (embed + 2 * block + 5 * d)
   gflops = bench.forward_gflops(model, (16, 24))
-  assert products < gflops * 1e9 < 1.1 * products                   # norms, GELU and softmax are the rest
+  assert products < gflops * 1e9 < 1.1 * products  # norms, GELU and softmax are the rest
   abstract = models.abstract('vit_tiny_patch16_224', **SMALL)
   assert bench.forward_gflops(abstract, (16, 24)) == gflops
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vit_jax import cli, commands
+from vit_jax import cli, console
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -95,16 +95,14 @@ def test_list_datasets_finds_prepared_ones(capsys, tmp_path, monkeypatch):
 
 
 def test_show_counts_without_computing(capsys):
-  assert cli.main(['show', 'vit_gigantic_patch14_224']) == 0         # 1.8 billion parameters, none of them drawn
+  assert cli.main(['show', 'vit_gigantic_patch14_224']) == 0  # 1.8 billion parameters, none of them drawn
   out = capsys.readouterr().out
   assert ' 257 of 1664 numbers' in out and 'embed_dim=1664' in out
 
 
 def test_show_takes_the_original_names(capsys):
   assert cli.main(['show', 'ViT-Ti_16']) == 0
-  assert '5,717,416' in capsys.readouterr().out                      # timm's count of vit_tiny_patch16_224
-
-
+  assert '5,717,416' in capsys.readouterr().out  # timm's count of vit_tiny_patch16_224
 
 
 def in_package(source):
@@ -122,7 +120,7 @@ def test_our_own_value_error_is_one_line(capsys):
 @pytest.mark.parametrize(
   'source',
   [
-    'def f(): a, b = 1, 2, 3',                                       # a ValueError that nobody raised for the user
+    'def f(): a, b = 1, 2, 3',  # a ValueError that nobody raised for the user
     'import numpy\ndef f(): numpy.zeros(3).reshape(2)',
     'import json\ndef f(): json.loads("{")',
     'def f(): raise KeyError("x")',
@@ -171,7 +169,8 @@ def test_interrupt_and_exit(capsys):
 
 
 @pytest.mark.parametrize(
-  'raised', ['MemoryError("9 GiB")', 'RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")']
+  'raised',
+  ['MemoryError("9 GiB")', 'RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")'],
 )
 def test_out_of_memory_says_what_to_change(raised, capsys):
   assert cli.guarded(in_package(f'def f(): raise {raised}')) == 1
@@ -190,14 +189,14 @@ def test_xla_says_resource_exhausted(capsys):
 def test_accelerator_hint(tmp_path, monkeypatch):
   monkeypatch.delenv('JAX_PLATFORMS', raising=False)
   gpu, tpu = tmp_path / 'nvidia0', tmp_path / 'accel0'
-  assert commands.accelerator_hint('cpu', (gpu, tpu)) is None
+  assert console.accelerator_hint('cpu', (gpu, tpu)) is None
   tpu.touch()
-  assert 'jax[tpu]' in commands.accelerator_hint('cpu', (gpu, tpu))
+  assert 'jax[tpu]' in console.accelerator_hint('cpu', (gpu, tpu))
   gpu.touch()
-  assert 'jax[cuda13]' in commands.accelerator_hint('cpu', (gpu, tpu))
-  assert commands.accelerator_hint('gpu', (gpu, tpu)) is None
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')                         # chosen, so no hint
-  assert commands.accelerator_hint('cpu', (gpu, tpu)) is None
+  assert 'jax[cuda13]' in console.accelerator_hint('cpu', (gpu, tpu))
+  assert console.accelerator_hint('gpu', (gpu, tpu)) is None
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')  # chosen, so no hint
+  assert console.accelerator_hint('cpu', (gpu, tpu)) is None
 
 
 def test_a_closed_pipe_is_no_traceback():
@@ -206,7 +205,51 @@ def test_a_closed_pipe_is_no_traceback():
   assert run.stdout.count('\n') == 1 and run.stderr == ''
 
 
-def test_evaluate_prints_one_json_line(capsys):
-  assert cli.main(['evaluate', '--model=vit_tiny_patch16_224', '--data=digits', '--split=test[:4]']) == 0
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """The folder of a run of two steps on the digits."""
+  import vit_jax
+  from vit_jax import data
+
+  folder = tmp_path_factory.mktemp('run')
+  digits = data.load('digits', size=8, crop='none', test='test[:40]')
+  tiny = dict(img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=10)
+  model = vit_jax.create_model('vit_tiny_patch16_224', **tiny)
+  vit_jax.fit(model, digits, steps=2, batch=16, batch_eval=40, workdir=folder)
+  return folder
+
+
+def test_evaluate_prints_one_json_line(workdir, capsys):
+  assert cli.main(['evaluate', f'--model={workdir}', '--data=digits', '--split=test[:40]', '--batch=24']) == 0
+  out, err = capsys.readouterr()
+  found = json.loads(out)
+  assert out.count('\n') == 1 and 'best weights' in err
+  assert found['examples'] == 40 and found['unreadable'] == 0 and len(found['per_class']) == 10
+  trained = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  trained = [line for line in trained if 'top1' in line][-1]
+  assert found['top1'] == trained['top1'] and found['loss'] == pytest.approx(trained['loss'], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  'wrong, wanted',
+  [('--data=digit', 'digits'), ('--split=tset', 'test'), ('--model=runs/none', 'runs/none'), ('--batch=7', 'batch')],
+)
+def test_evaluate_refuses_in_one_line(workdir, wrong, wanted, capsys):
+  flags = {'--model': workdir, '--data': 'digits'} | dict([wrong.split('=')])
+  assert cli.main(['evaluate', *(f'{flag}={value}' for flag, value in flags.items())]) == 2
+  out, err = capsys.readouterr()
+  assert out == '' and err.splitlines()[-1].startswith('error: ') and wanted in err and 'Traceback' not in err
+
+
+def test_evaluate_of_a_name_says_that_it_has_no_weights(capsys):
+  assert cli.main(['evaluate', '--model=vit_tiny_patch16_224', '--data=digits']) == 2
+  assert 'without weights' in capsys.readouterr().err
+
+
+def test_show_and_bench_take_a_workdir(workdir, capsys):
+  assert cli.main(['show', str(workdir)]) == 0
   out = capsys.readouterr().out
-  assert out.count('\n') == 1 and json.loads(out)['examples'] == 4
+  assert 'best: ' in out and '2 steps of 16' in out and 'top-1' in out and 'embed_dim=16' in out
+  assert cli.main(['bench', f'--model={workdir}', '--batch=2', '--seconds=0.01']) == 0
+  out, err = capsys.readouterr()
+  assert json.loads(out)['image_size'] == [8, 8] and 'images_per_second' in err

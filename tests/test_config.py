@@ -16,8 +16,13 @@ def load_data(name: str, *, size, train: str = 'train', scale=(0.08, 1.0)):
   pass
 
 
-def make_optim(name='adamw', *, lr: float, clip: float | None = 1.0, warmup: float = 0.0):
+def make_task(name='classification', *, classes, label_smoothing=0.0):
   pass
+
+
+def make_optim(name='adamw', *, total_steps: int, lr: float, clip: float | None = 1.0, warmup: float = 0.0):
+  if warmup > total_steps:
+    raise ValueError(f'{warmup} of {total_steps} steps')
 
 
 def make_step(*, dtype='float32', augment: dict | None = None):
@@ -34,6 +39,7 @@ def table(monkeypatch):
     '': config.top_level,
     'model': create_model,
     'data': load_data,
+    'task': make_task,
     'optim': make_optim,
     'step': make_step,
     'step.augment': make_augment,
@@ -61,6 +67,7 @@ def test_every_default_is_filled_in(table):
     'profile': None,
     'model': {'name': 'tiny', 'pretrained': False, 'num_classes': None},
     'data': {'name': 'digits', 'train': 'train', 'scale': [0.08, 1.0]},
+    'task': {'name': 'classification', 'label_smoothing': 0.0},
     'optim': {'name': 'adamw', 'lr': 0.1, 'clip': 1.0, 'warmup': 0.0},
     'step': {'dtype': 'float32', 'augment': {'flip': True, 'mixup': 0.0}},
   }
@@ -129,6 +136,7 @@ def test_overrides(table, key, text, expected):
     ({'eval_every': '-5'}, 'config.eval_every = -5: at least 1'),
     ({'profile': '[5, 3]'}, 'first step'),
     ({'profile': '[5]'}, 'first step'),
+    ({'optim.warmup': '11'}, '11.0 of 10 steps'),
   ],
 )
 def test_a_wrong_override_is_one_line_that_says_what_was_wanted(table, overrides, words):

@@ -1,18 +1,41 @@
-"""The order, the share of each process, exact evaluation, and what happens to pictures that cannot be read."""
+"""The batches of a run, the share of each process, exact evaluation, and pictures that cannot be read."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
 import threading
 
 import jax
-import numpy as np
-import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from PIL import Image
+import pytest
 
-from vit_jax import data, sources, transforms
+from vit_jax import data, order, sources, transforms
 
 SIZE = (6, 4)
+
+
+class Memory:
+  """A source of arrays that can be had at once."""
+
+  classes = list('0123456789')
+
+  def __init__(self, pictures):
+    self.pictures = pictures
+
+  def __len__(self):
+    return len(self.pictures)
+
+  def __getitem__(self, i):
+    return {'image': self.pictures[i], 'label': i}
+
+  def images(self):
+    return self.pictures
+
+  def labels(self):
+    return np.arange(len(self.pictures), dtype=np.int32)
 
 
 class Pictures:
@@ -41,7 +64,8 @@ class Pictures:
 
 
 def make(n=10, bad=(), **options):
-  return data.from_arrays(Pictures(n, bad), Pictures(n, bad), **{'size': SIZE, 'crop': 'random', 'threads': 2, **options})
+  options = {'size': SIZE, 'crop': 'random', 'threads': 2} | options
+  return data.from_arrays(Pictures(n, bad), Pictures(n, bad), **options)
 
 
 def take(d, steps, *, batch=4, seed=0, **options):
@@ -63,26 +87,7 @@ def check_equal(one, other):
     np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-# -- the order
-
-
-def test_every_epoch_has_every_example_once_in_another_order():
-  ids = take(make(10), 15)['id'].reshape(6, 10)                      # batches of 4 do not divide epochs of 10
-  assert (np.sort(ids) == np.arange(10)).all()
-  assert len({tuple(row) for row in ids}) == 6
-  assert (ids != take(make(10), 15, seed=1)['id'].reshape(6, 10)).any()
-
-
-def test_order_is_frozen():
-  # A change here changes every run: a resumed one would see some pictures twice and others never.
-  assert take(make(10), 3)['id'].tolist() == XX
-
-
-def test_each_order_is_equally_likely():
-  orders = take(make(4, crop='none'), 24, batch=400)['id'].reshape(2400, 4)
-  counts = np.unique(orders, axis=0, return_counts=True)[1]
-  assert len(counts) == 24
-  assert ((counts - 100) ** 2 / 100).sum() < 49.7                     # chi-square, 23 degrees of freedom, p = 0.001
+# -- the batches
 
 
 def test_batch_is_typed_and_labelled():
@@ -93,9 +98,12 @@ def test_batch_is_typed_and_labelled():
   assert (out['label'] == out['id'] % 2).all()
 
 
-def test_batch_may_be_larger_than_the_data():
-  out = take(make(3), 2, batch=8)
-  assert (np.sort(out['id'][:15].reshape(5, 3)) == np.arange(3)).all()
+@pytest.mark.parametrize('n, batch, steps', [(10, 4, 15), (3, 8, 3)])
+def test_every_epoch_has_every_example_once_in_the_run_s_order(n, batch, steps):
+  ids = take(make(n), steps, batch=batch, seed=5)['id']
+  np.testing.assert_array_equal(ids, order.walk(np.arange(batch * steps), n, 5))
+  whole = ids[:len(ids) // n * n].reshape(-1, n)
+  assert len(whole) > 5 and (np.sort(whole) == np.arange(n)).all()
 
 
 def test_run_resumed_at_any_step_goes_on_bit_for_bit():
@@ -142,17 +150,37 @@ def test_one_unreadable_picture_changes_exactly_one_row_of_an_epoch():
   good, bad = take(make(10), 5), take(make(10, bad=[3]), 5)           # two epochs
   changed = (good['id'] != bad['id']).nonzero()[0]
   assert (good['id'][changed] == 3).all() and len(changed) == 2
-  order = good['id'].reshape(2, 10)
-  following = [np.roll(epoch, -1)[epoch.tolist().index(3)] for epoch in order]   # the next of the same permutation
+  epochs = good['id'].reshape(2, 10)
+  following = [np.roll(epoch, -1)[epoch.tolist().index(3)] for epoch in epochs]   # the next of the same permutation
   assert bad['id'][changed].tolist() == following
   assert (bad['label'] == bad['id'] % 2).all()
   rest = np.delete(np.arange(20), changed)
   check_equal({name: array[rest] for name, array in good.items()}, {name: array[rest] for name, array in bad.items()})
 
 
+def test_one_corrupt_file_of_a_folder_is_named_and_replaced(tmp_path, caplog):
+  pictures = Pictures(24).pictures
+  for i, picture in enumerate(pictures):
+    path = tmp_path / ('train', 'test')[i % 2] / ('cat', 'dog')[i // 2 % 2] / f'{i}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+  before = data.load(str(tmp_path), size=SIZE)
+  good, tested = take(before, 3), evaluate(before, before.test, 5)
+  assert not caplog.records and tested['mask'].sum() == 12
+  for path in (tmp_path / 'train' / 'cat' / '0.png', tmp_path / 'test' / 'dog' / '3.png'):
+    path.write_bytes(path.read_bytes()[:100])
+  after = data.load(str(tmp_path), size=SIZE)
+  bad, tested = take(after, 3), evaluate(after, after.test, 5)
+  changed = (good['image'] != bad['image']).any((1, 2, 3))
+  assert changed.sum() == 1 and (changed == (good['id'] != bad['id'])).all()
+  assert tested['mask'].sum() == 11 and len(data.unreadable(after, after.test)) == 1
+  lines = [record.getMessage() for record in caplog.records]
+  assert len(lines) == 2 and '/train/cat/0.png: ' in lines[0] and '/test/dog/3.png: ' in lines[1]
+
+
 def test_unreadable_picture_is_named_once_and_then_left_alone():
   lines = []
-  d = data.dataclasses.replace(make(10, bad=[3]), report=lines.append)
+  d = dataclasses.replace(make(10, bad=[3]), report=lines.append)
   first = take(d, 5)
   assert lines == ['unreadable, left out: picture 3: cut off after 100 bytes']
   assert data.unreadable(d, d.train) == {3: 'cut off after 100 bytes'}
@@ -161,9 +189,26 @@ def test_unreadable_picture_is_named_once_and_then_left_alone():
   assert 3 not in d.train.reads and len(lines) == 1
 
 
-def test_file_that_vanished_counts_as_unreadable(tmp_path):
-  d = make(10, threads=1)
-  d.train.pictures = [str(tmp_path / f'{i}.png') for i in range(10)]
+def test_picture_that_two_threads_meet_at_once_is_named_once():
+  lines, meet = [], threading.Barrier(2, timeout=20)
+
+  class Meeting(Pictures):
+    def __getitem__(self, i):
+      if i == 0 and not lines:
+        meet.wait()
+      return super().__getitem__(i)
+
+  d = dataclasses.replace(make(2, max_unreadable=0.5), train=Meeting(2, bad=[0]), report=lines.append)
+  assert (take(d, 1, batch=4)['id'] == 1).all()             # two epochs, and a thread for each
+  assert len(lines) == 1
+
+
+def test_file_that_vanished_counts_as_unreadable():
+  class Vanished(Pictures):
+    def __getitem__(self, i):
+      raise FileNotFoundError(2, 'No such file or directory', f'{i}.png')
+
+  d = dataclasses.replace(make(threads=1), train=Vanished(10))
   with pytest.raises(ValueError, match=r'2 of 10 examples are unreadable, 1 allowed: picture \d, picture \d'):
     take(d, 5)
 
@@ -224,21 +269,18 @@ def test_evaluation_stops_past_the_limit():
 
 
 @pytest.mark.parametrize('shape', [(10, 6, 4), (10, 6, 4, 1), (10, 6, 4, 3)])
-def test_arrays_of_the_right_size_are_batched_as_if_read_one_by_one(shape):
-  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-  d = data.from_arrays((images, np.arange(10)), (images, np.arange(10)))
-  one_by_one = Pictures(10)
-  one_by_one.pictures = images
-  slow = data.from_arrays(one_by_one, one_by_one, size=SIZE)
-  fast = take(d, 6)
-  assert data._ready(d.train, SIZE) is not None and data._ready(slow.train, SIZE) is None
-  assert (fast.pop('label') == fast['id']).all()
-  check_equal(fast, {name: array for name, array in take(slow, 6).items() if name != 'label'})
-  np.testing.assert_array_equal(fast['image'], np.broadcast_to(images[fast['id']].reshape(24, 6, 4, -1), (24, 6, 4, 3)))
-  for batch in (4, 32):
-    fast, wanted = evaluate(d, d.test, batch), evaluate(slow, slow.test, batch)
-    assert (fast.pop('label')[:10] == wanted['id'][:10]).all() and wanted.pop('label') is not None
-    check_equal(fast, wanted)
+@pytest.mark.parametrize('crop_pct', [1.0, 0.5])
+def test_arrays_of_the_right_size_are_batched_as_if_read_one_by_one(shape, crop_pct, monkeypatch):
+  source = Memory(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+  d = data.from_arrays(source, source, size=SIZE, crop_pct=crop_pct)
+  gather = lambda: [take(d, 6), evaluate(d, source, 4), evaluate(d, source, 32)]
+  at_once = gather()
+  assert data._ready(source, SIZE) is not None and data._ready(source, (6, 5)) is None
+  monkeypatch.setattr(data, '_ready', lambda source, size: None)
+  for fast, slow in zip(at_once, gather(), strict=True):
+    check_equal(fast, slow)
+  pictures = np.broadcast_to(source.pictures.reshape(10, 6, 4, -1), (10, 6, 4, 3))
+  np.testing.assert_array_equal(at_once[0]['image'], pictures[at_once[0]['id']])
 
 
 def test_arrays_of_another_size_are_resized_and_cropped():
@@ -254,10 +296,16 @@ def test_arrays_of_another_size_are_resized_and_cropped():
 
 def test_threads_work_at_the_same_time():
   d = make(8, threads=4)
-  meet = threading.Barrier(4, timeout=20)                             # breaks unless four wait in it together
-  read = d.train.__class__.__getitem__
-  d = data.dataclasses.replace(d, train=type('Slow', (Pictures,), {'__getitem__': lambda s, i: (meet.wait(), read(s, i))[1]})(8))
-  take(d, 1, batch=4)
+  met = threading.Event()
+  meet = threading.Barrier(4, timeout=20, action=met.set)             # breaks unless four wait in it together
+
+  class Waiting(Pictures):
+    def __getitem__(self, i):
+      if not met.is_set():
+        meet.wait()
+      return super().__getitem__(i)
+
+  take(dataclasses.replace(d, train=Waiting(8)), 1, batch=4)
 
 
 def test_error_in_a_thread_reaches_the_caller_and_ends_the_threads():
@@ -282,7 +330,8 @@ def test_batches_arrive_on_all_devices_in_order(devices):
 
 
 def test_closing_ends_the_threads(devices):
-  batches = data.to_device(data.train_batches(make(), batch=4, seed=0), jax.sharding.SingleDeviceSharding(devices[0]))
+  held = data.train_batches(make(), batch=4, seed=0)
+  batches = data.to_device(held, jax.sharding.SingleDeviceSharding(devices[0]))
   next(batches)
   assert [t for t in threading.enumerate() if t.name.startswith('vit_jax')]
   batches.close()
@@ -318,7 +367,9 @@ def test_load_opens_both_splits_with_the_classes_of_train(monkeypatch):
 
 
 def test_empty_split_and_impossible_limit_are_refused():
-  with pytest.raises(ValueError, match='without examples'):
+  with pytest.raises(ValueError, match='no examples'):
     make(0)
+  with pytest.raises(ValueError, match='no examples'):
+    data.load('digits', size=8, train=None, test=None)
   with pytest.raises(ValueError, match='max_unreadable=5'):
     make(max_unreadable=5)

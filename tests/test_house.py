@@ -17,32 +17,37 @@ FILES = {path.relative_to(PACKAGE).with_suffix('').as_posix(): path for path in 
 MAY_IMPORT = {
   '__init__': {'models', 'pretrained', 'train'},
   '__main__': {'cli'},
-  'cli': {'flags', ''},
-  'flags': set(),
-  'commands': {'flags', 'bench', 'checkpoint', 'config', 'data', 'models', 'pretrained', 'tasks', 'train'},
+  'cli': {'console', ''},
+  'console': set(),
+  'commands': {'bench', 'checkpoint', 'config', 'console', 'data', 'models', 'pretrained', 'tasks', 'train'},
   'main': {'config', 'train', 'bench', 'pretrained', 'data'},
   'config': {
     'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sharding', 'signatures', 'tasks', 'train',
   },
   'signatures': set(),
-  'bench': {'models', 'state', 'sharding'},
+  'bench': {'console', 'models', 'pretrained', 'state'},
   'train': {
-    'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sharding', 'state', 'tasks', 'watch', 'bench',
+    'augment', 'bench', 'console', 'data', 'metrics', 'models', 'optim', 'pretrained', 'sharding', 'state', 'tasks',
+    'watch', 'workdir',
   },
+  'workdir': {'checkpoint', 'data', 'pretrained', 'sharding', 'state', 'transforms', 'watch'},
+  'watch': {''},
   'tasks': {'losses', 'metrics'},
   'losses': set(),
   'metrics': set(),
   'optim': {'state'},
-  'sharding': set(),
+  'sharding': {'state'},
   'state': set(),
   'augment': set(),
-  'watch': set(),
-  'data': {'sources', 'transforms', 'sharding'},
-  'sources': {'records', 'transforms', 'listing'},
+  'data': {'order', 'sources', 'transforms'},
+  'order': set(),
+  'sources': {'archives', 'listing', 'records', 'tables', 'transforms'},
+  'archives': {'listing', 'records', 'tables', 'transforms'},
+  'records': {'listing', 'transforms'},
+  'tables': {'listing', 'transforms'},
   'listing': {'transforms'},
-  'records': {'transforms'},
   'transforms': set(),
-  'pretrained': {'checkpoint', 'models', 'state'},
+  'pretrained': {'checkpoint', 'models', 'models/positions', 'models/vit', 'state'},
   'checkpoint': set(),
   'models/__init__': {'models/vit'},
   'models/vit': {'models/layers', 'models/positions'},
@@ -54,7 +59,10 @@ HEAVY = {
   'safetensors', 'huggingface_hub', 'torch', 'etils',
 }  # fmt: skip
 # These must start without jax: the front door, and what runs on the host before a device is wanted.
-WITHOUT_JAX = {'__init__', '__main__', 'cli', 'flags', 'commands', 'main', 'signatures', 'transforms', 'sources', 'records', 'listing'}
+WITHOUT_JAX = {
+  '__init__', '__main__', 'cli', 'console', 'commands', 'main', 'signatures', 'transforms', 'sources', 'records',
+  'listing', 'tables', 'archives', 'order',
+}  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',
   r'\bimport tensorflow\b|\bfrom tensorflow\b': 'TensorFlow is never needed',
@@ -90,12 +98,13 @@ def inside(name):
     if package == 'vit_jax':
       path = rest.replace('.', '/')
       while path and path not in FILES and f'{path}/__init__' not in FILES:
-        path = path.rpartition('/')[0]                                # from vit_jax.models.layers import Block
+        path = path.rpartition('/')[0]  # from vit_jax.models.layers import Block
       yield path
 
 
 def at_top(name):
   """First words of what importing a module imports from elsewhere."""
+
   def walk(nodes):
     for node in nodes:
       if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not script(node):
@@ -130,7 +139,7 @@ def test_heavy_packages_are_imported_where_they_are_used(name):
   assert not at_top(name) & HEAVY
   if name in WITHOUT_JAX:
     assert not at_top(name) & {'jax', 'flax', 'optax', 'ml_collections'}
-  if name in ('__init__', '__main__', 'cli', 'flags', 'commands'):
+  if name in ('__init__', '__main__', 'cli', 'console', 'commands'):
     assert at_top(name) - {'vit_jax'} <= sys.stdlib_module_names
 
 
@@ -153,7 +162,6 @@ def test_models_do_no_io(name):
 def test_nothing_grows_too_large(name):
   lines = FILES[name].read_text(encoding='utf-8').splitlines()
   assert len(lines) <= 300
-  assert max(map(len, lines), default=0) <= 120
   for node in ast.walk(tree(name)):
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
       assert node.end_lineno - node.lineno < 80, f'{node.name} has {node.end_lineno - node.lineno + 1} lines'
@@ -191,5 +199,5 @@ def test_packaging_names_every_package():
   assert packages == here | {'vit_jax.configs'}
   assert (PACKAGE / setup['options.package_data']['vit_jax']).is_file()
   requirements = setup['options']['install_requires'].split()
-  assert not [line for line in requirements if re.search(r'<|==|~=', line)]                     # caps only ever age
+  assert not [line for line in requirements if re.search(r'<|==|~=', line)]  # caps only ever age
   assert all('>=' in line or line.startswith('vit_jax') for line in requirements)

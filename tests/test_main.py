@@ -19,6 +19,12 @@ def get_config(args=''):
 """
 
 
+def top_level_only(loaded, overrides):
+  """config.resolve without the sections."""
+  given = config.override(loaded, overrides).to_dict()
+  return config.top_level(**config._section('', given, {'': config.top_level}, overrides))
+
+
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
   """The calls of train.run, in an empty folder that holds mine.py; only the keys of the top level exist."""
@@ -27,7 +33,7 @@ def runs(tmp_path, monkeypatch):
   fake.run = lambda resolved, workdir, *, extend=False: calls.append((resolved, workdir, extend))
   monkeypatch.setitem(sys.modules, 'vit_jax.train', fake)
   monkeypatch.setattr('vit_jax.train', fake, raising=False)
-  monkeypatch.setattr(config, 'functions', lambda: {'': config.top_level})
+  monkeypatch.setattr(config, 'resolve', top_level_only)
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'mine.py').write_text(CONFIG)
   return calls

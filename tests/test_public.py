@@ -90,6 +90,11 @@ def test_the_readme_starts_with_the_two_commands():
 
 def test_the_version_is_written_once():
   assert re.fullmatch(r'\d+\.\d+\.\d+', vit_jax.__version__)
-  holders = [p for p in [*ROOT.glob('*.*'), *ROOT.glob('vit_jax/*.py')] if p.is_file() and p.suffix != '.md'
-             and re.search(rf"version(__)? = '?{re.escape(vit_jax.__version__)}", p.read_text(errors='ignore'))]
+  holders = [
+    p
+    for p in [*ROOT.glob('*.*'), *ROOT.glob('vit_jax/*.py')]
+    if p.is_file()
+    and p.suffix != '.md'
+    and re.search(rf"version(__)? = '?{re.escape(vit_jax.__version__)}", p.read_text(errors='ignore'))
+  ]
   assert [p.name for p in holders] == ['__init__.py']

@@ -1,4 +1,5 @@
 """Every kind of source, found by what it is; splits, slices, classes, the listing cache, and one line for bad input."""
+
 import concurrent.futures
 import gzip
 import io
@@ -47,6 +48,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 # ---- the embedded digits, splits and slices
 
+
 def test_digits_are_split_once_and_for_all():
   train, test = (sources.open_source('digits', split) for split in ('train', 'test'))
   assert (len(train), len(test)) == (1437, 360)
@@ -86,10 +88,15 @@ def test_a_percentage_of_few_examples_from_the_end_is_empty_and_not_everything()
   assert len(sources._cut(index, ('', '-10%'), 'x', shuffled=False)) == 3
 
 
-@pytest.mark.parametrize('split, says', [
-  ('trian', "Did you mean 'train'"), ('train[5]', 'no split'), ('train[:x]', 'no bound'),
-  ('train[2000:]', 'no examples'),
-])
+@pytest.mark.parametrize(
+  'split, says',
+  [
+    ('trian', "Did you mean 'train'"),
+    ('train[5]', 'no split'),
+    ('train[:x]', 'no bound'),
+    ('train[2000:]', 'no examples'),
+  ],
+)
 def test_bad_splits(split, says):
   assert says in refused('digits', split)
 
@@ -104,6 +111,7 @@ def test_bad_names(tmp_path):
 
 
 # ---- folders
+
 
 def test_split_folders(tmp_path):
   tree(tmp_path / 'train', cat=3, dog=2)
@@ -143,7 +151,7 @@ def test_what_counts_as_a_picture(tmp_path):
   (cat / 'deep' / 'er' / '1.bmp').write_bytes(b'x')
   outside = tree(tmp_path.parent / 'elsewhere', dog=1)
   (tmp_path / 'dog').symlink_to(outside / 'dog')
-  (cat / 'up').symlink_to(cat)                                    # a loop must end
+  (cat / 'up').symlink_to(cat)  # a loop must end
   source = sources.open_source(str(tmp_path), 'all')
   assert source.classes == ['cat', 'dog']
   assert names(source) == ['0.png', 'Z.png', 'a.WebP', 'b.JPEG', 'c.tif', '1.bmp', 'é.png', '0.png']
@@ -178,17 +186,20 @@ def test_a_vanished_file_is_an_os_error(tmp_path):
 
 
 def test_fingerprint_knows_names_and_labels_but_not_the_place(tmp_path):
-  prints = [sources.open_source(str(tree(tmp_path / at, **what)), 'all').fingerprint()
-            for at, what in [('a', dict(x=2)), ('b', dict(x=2)), ('c', dict(x=3)), ('d', dict(y=2))]]
+  prints = [
+    sources.open_source(str(tree(tmp_path / at, **what)), 'all').fingerprint()
+    for at, what in [('a', dict(x=2)), ('b', dict(x=2)), ('c', dict(x=3)), ('d', dict(y=2))]
+  ]
   assert prints[0] == prints[1] and len(set(prints)) == 3
 
 
 # ---- the listing cache
 
-def settled(root):
+
+def settled(root, when=1e9):
   """Dates a tree's folders back: what changed within the last two seconds is never cached."""
   for folder, *_ in os.walk(root):
-    os.utime(folder, (1e9, 1e9))
+    os.utime(folder, (when, when))
   return root
 
 
@@ -206,12 +217,14 @@ def test_the_listing_of_a_big_folder_is_kept_until_a_folder_changes(tmp_path, mo
   (tmp_path / 'data' / 'dog' / 'new.png').write_bytes(picture())
   assert names(read())[-1] == 'new.png' and len(walks) == 4
   read()
-  assert len(walks) == 6                                          # changed just now: not kept
-  settled(tmp_path / 'data')
+  assert len(walks) == 6  # changed just now: not kept
+  settled(tmp_path / 'data', 1.1e9)
   read()
+  read()
+  assert len(walks) == 8
   [file] = (tmp_path / 'kept').iterdir()
   file.write_bytes(file.read_bytes()[:-50])
-  assert len(read()) == 6 and len(walks) == 10                    # a damaged copy is as good as none
+  assert len(read()) == 6 and len(walks) == 10  # a damaged copy is as good as none
   assert [f.suffix for f in (tmp_path / 'kept').iterdir()] == ['.npz']
 
 
@@ -241,14 +254,20 @@ def imagenet(root, **files):
   return root
 
 
-@pytest.mark.parametrize('name, text', [
-  ('val__txt', 'v_1.JPEG 1\nv_3.JPEG 2\nv_2.JPEG 0\n'),
-  ('val_labels__txt', f'v_1.JPEG {WNIDS[1]}\nv_2.JPEG {WNIDS[0]}\nv_3.JPEG {WNIDS[2]}\n'),
-  ('val_map__csv', f'name,label\nv_1,{WNIDS[1]}\nv_2,{WNIDS[0]}\nv_3,{WNIDS[2]}\n'),
-  ('LOC_val_solution__csv', f'ImageId,PredictionString\nv_3,{WNIDS[2]} 1 2 3 4 {WNIDS[2]} 5 6 7 8\n'
-                            f'v_1,{WNIDS[1]} 1 2 3 4 \nv_2,{WNIDS[0]} 0 0 1 1\n'),
-  ('imagenet_2012_validation_synset_labels__txt', f'{WNIDS[1]}\n{WNIDS[0]}\n{WNIDS[2]}\n'),
-])
+@pytest.mark.parametrize(
+  'name, text',
+  [
+    ('val__txt', 'v_1.JPEG 1\nv_3.JPEG 2\nv_2.JPEG 0\n'),
+    ('val_labels__txt', f'v_1.JPEG {WNIDS[1]}\nv_2.JPEG {WNIDS[0]}\nv_3.JPEG {WNIDS[2]}\n'),
+    ('val_map__csv', f'name,label\nv_1,{WNIDS[1]}\nv_2,{WNIDS[0]}\nv_3,{WNIDS[2]}\n'),
+    (
+      'LOC_val_solution__csv',
+      f'ImageId,PredictionString\nv_3,{WNIDS[2]} 1 2 3 4 {WNIDS[2]} 5 6 7 8\n'
+      f'v_1,{WNIDS[1]} 1 2 3 4 \nv_2,{WNIDS[0]} 0 0 1 1\n',
+    ),
+    ('imagenet_2012_validation_synset_labels__txt', f'{WNIDS[1]}\n{WNIDS[0]}\n{WNIDS[2]}\n'),
+  ],
+)
 def test_flat_validation_folder(tmp_path, name, text):
   imagenet(tmp_path, **{name: text})
   for split, classes in (('val', None), ('test', WNIDS)):
@@ -257,13 +276,14 @@ def test_flat_validation_folder(tmp_path, name, text):
     assert source[2]['image'] == picture(3)
 
 
-def test_mapping_file_inside_the_split_folder(tmp_path):                        # Tiny ImageNet's layout
+def test_mapping_file_inside_the_split_folder(tmp_path):  # Tiny ImageNet's layout
   imagenet(tmp_path)
   (tmp_path / 'val' / 'images').mkdir()
   for file in (tmp_path / 'val').glob('*.JPEG'):
     file.rename(file.parent / 'images' / file.name)
   (tmp_path / 'val' / 'val_annotations.txt').write_text(
-    ''.join(f'v_{i}.JPEG\t{WNIDS[i - 1]}\t0\t0\t9\t9\n' for i in (1, 2, 3)))
+    ''.join(f'v_{i}.JPEG\t{WNIDS[i - 1]}\t0\t0\t9\t9\n' for i in (1, 2, 3))
+  )
   assert sources.open_source(str(tmp_path), 'val').labels().tolist() == [0, 1, 2]
 
 
@@ -274,23 +294,28 @@ def test_ground_truth_in_ilsvrc_order(tmp_path):
   assert sources.open_source(str(tmp_path), 'val').labels().tolist() == [1, 2, 0]
   (tmp_path / 'map_clsloc.txt').unlink()
   from scipy.io import savemat
+
   synsets = np.array([(1, WNIDS[2]), (2, WNIDS[0]), (3, WNIDS[1])], [('ILSVRC2012_ID', 'i4'), ('WNID', 'O')])
   savemat(tmp_path / 'meta.mat', {'synsets': synsets})
   assert sources.open_source(str(tmp_path), 'val').labels().tolist() == [1, 2, 0]
 
 
-@pytest.mark.parametrize('files, says', [
-  ({}, 'no class folders'),
-  ({'val__txt': 'v_1.JPEG 1\nv_2.JPEG 0\n'}, 'v_3.JPEG (1 of 3 missing)'),
-  ({'val__txt': 'v_1.JPEG 1\nv_2.JPEG 3\nv_3.JPEG 0\n'}, 'val.txt:2'),
-  ({'val__txt': 'v_1.JPEG n01440765\n'}, "Did you mean 'n01440764'"),
-  ({'val__txt': 'n01440764\n'}, '1 labels for 3 pictures'),
-])
+@pytest.mark.parametrize(
+  'files, says',
+  [
+    ({}, 'no class folders'),
+    ({'val__txt': 'v_1.JPEG 1\nv_2.JPEG 0\n'}, 'v_3.JPEG (1 of 3 missing)'),
+    ({'val__txt': 'v_1.JPEG 1\nv_2.JPEG 3\nv_3.JPEG 0\n'}, 'val.txt:2'),
+    ({'val__txt': 'v_1.JPEG n01440765\n'}, "Did you mean 'n01440764'"),
+    ({'val__txt': 'n01440764\n'}, '1 labels for 3 pictures'),
+  ],
+)
 def test_bad_mappings(tmp_path, files, says):
   assert says in refused(imagenet(tmp_path, **files), 'val')
 
 
 # ---- tables
+
 
 def test_csv(tmp_path):
   tree(tmp_path / 'a', cat=6)
@@ -299,7 +324,7 @@ def test_csv(tmp_path):
   source = sources.open_source(str(tmp_path / 'x.csv'), 'all')
   assert source.classes == ['a, cat', 'dog'] and source.labels().tolist() == [0, 1] * 3
   assert source[3]['image'] == picture(3)
-  assert len(sources.open_source(str(tmp_path / 'x.csv'), 'test')) == 2                     # one of each class
+  assert len(sources.open_source(str(tmp_path / 'x.csv'), 'test')) == 2  # one of each class
   assert sources.open_source(str(tmp_path / 'x.csv'), 'all[2:4]')[0]['image'] == picture(2)
 
 
@@ -319,16 +344,19 @@ def test_jsonl(tmp_path):
   assert source.classes == ['0', '1'] and source.labels().tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize('name, text, says', [
-  ('x.csv', 'file,label\n', 'x.csv:1: the header'),
-  ('x.csv', 'path,label\nd/0.png,a\nd/0.png\n', 'x.csv:3: 1 columns'),
-  ('x.csv', 'path,label\nd/0.png,\n', "x.csv:2: path 'd/0.png', label ''"),
-  ('x.csv', 'path,label\nd/9.png,a\n', 'x.csv:2: there is no'),
-  ('x.csv', 'path,label\n', 'names no pictures'),
-  ('x.jsonl', '{"path": "d/0.png", "label": 1}\n{"path": "d/0.png"}\n', 'x.jsonl:2'),
-  ('x.jsonl', '{"path": "d/0.png", "label": 1.5}\n', 'x.jsonl:1'),
-  ('x.jsonl', '[1]\n', 'x.jsonl:1'),
-])
+@pytest.mark.parametrize(
+  'name, text, says',
+  [
+    ('x.csv', 'file,label\n', 'x.csv:1: the header'),
+    ('x.csv', 'path,label\nd/0.png,a\nd/0.png\n', 'x.csv:3: 1 columns'),
+    ('x.csv', 'path,label\nd/0.png,\n', "x.csv:2: path 'd/0.png', label ''"),
+    ('x.csv', 'path,label\nd/9.png,a\n', 'x.csv:2: there is no'),
+    ('x.csv', 'path,label\n', 'names no pictures'),
+    ('x.jsonl', '{"path": "d/0.png", "label": 1}\n{"path": "d/0.png"}\n', 'x.jsonl:2'),
+    ('x.jsonl', '{"path": "d/0.png", "label": 1.5}\n', 'x.jsonl:1'),
+    ('x.jsonl', '[1]\n', 'x.jsonl:1'),
+  ],
+)
 def test_bad_tables(tmp_path, name, text, says):
   tree(tmp_path, d=1)
   (tmp_path / name).write_text(text)
@@ -336,6 +364,7 @@ def test_bad_tables(tmp_path, name, text, says):
 
 
 # ---- arrays
+
 
 def test_arrays():
   images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2, 1)
@@ -346,14 +375,17 @@ def test_arrays():
   assert source.fingerprint() != sources.arrays(images[::-1], source.labels()).fingerprint()
 
 
-@pytest.mark.parametrize('images, labels, classes, says', [
-  (np.zeros((2, 4, 4)), [0, 1], None, 'uint8'),
-  (np.zeros((2, 4, 4, 2), np.uint8), [0, 1], None, 'wanted uint8'),
-  (np.zeros((2, 4, 4), np.uint8), [0, 1, 1], None, 'wanted integers'),
-  (np.zeros((2, 4, 4), np.uint8), [0.0, 1.0], None, 'float64'),
-  (np.zeros((2, 4, 4), np.uint8), [0, -1], None, '-1'),
-  (np.zeros((2, 4, 4), np.uint8), [0, 2], ['a', 'b'], '0 to 1'),
-])
+@pytest.mark.parametrize(
+  'images, labels, classes, says',
+  [
+    (np.zeros((2, 4, 4)), [0, 1], None, 'uint8'),
+    (np.zeros((2, 4, 4, 2), np.uint8), [0, 1], None, 'wanted uint8'),
+    (np.zeros((2, 4, 4), np.uint8), [0, 1, 1], None, 'wanted integers'),
+    (np.zeros((2, 4, 4), np.uint8), [0.0, 1.0], None, 'float64'),
+    (np.zeros((2, 4, 4), np.uint8), [0, -1], None, '-1'),
+    (np.zeros((2, 4, 4), np.uint8), [0, 2], ['a', 'b'], '0 to 1'),
+  ],
+)
 def test_bad_arrays(images, labels, classes, says):
   with pytest.raises(ValueError, match=says):
     sources.arrays(images, np.array(labels), classes=classes)

@@ -3,6 +3,7 @@
 Tar shards follow the WebDataset convention (KEY.jpg with KEY.cls or KEY.json, https://github.com/webdataset/webdataset)
 or hold class folders, or a tar for each class as ImageNet's do.
 """
+
 import collections
 import json
 import os
@@ -16,7 +17,7 @@ from vit_jax import listing, records
 
 IMAGE, LABEL = ('image', 'img', 'picture'), ('label', 'labels', 'fine_label', 'cls', 'class', 'target')
 SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'val': 'val', 'validation': 'val', 'valid': 'val'}
-CACHED_BYTES = 2**30                                              # of decoded parquet row groups
+CACHED_BYTES = 2**30  # of decoded parquet row groups
 
 
 def _by_split(paths):
@@ -40,6 +41,7 @@ def parquets(paths):
 
 class Tar:
   """Pictures in plain tar files: KEY.jpg with KEY.cls or KEY.json, CLASS/1.jpg, CLASS.tar within, or flat + mapping."""
+
   by_class = True
 
   def __init__(self, paths, classes=None):
@@ -64,35 +66,49 @@ class Tar:
           marks[shard, f'{folder}/{key}'] = _mark(records.span(path, offset, size), kind, f'{path}:{name}')
         elif listing.is_picture(base.encode(), known):
           rows.append((shard, name, offset, size))
+    if marks:  # KEY.seg.png is not KEY's picture
+      rows = [row for row in rows if row[1].rpartition('/')[2].count('.') == 1]
     if not rows:
       raise ValueError(f'{self.paths[0]} holds no pictures.')
     labels, classes = self._labels(rows, marks)
-    names, table = (listing.Names.pack([word.encode('utf-8', 'surrogateescape') for word in words])
-                    for words in ([row[1] for row in rows], classes))
-    return {'block': names.block, 'ends': names.ends, 'labels': labels, 'classes': table.block,
-            'class_ends': table.ends, 'shard': np.array([row[0] for row in rows], np.int32),
-            'offset': np.array([row[2] for row in rows], np.int64),
-            'size': np.array([row[3] for row in rows], np.int64)}, watched
+    names, table = (
+      listing.Names.pack([word.encode('utf-8', 'surrogateescape') for word in words])
+      for words in ([row[1] for row in rows], classes)
+    )
+    return {
+      'block': names.block,
+      'ends': names.ends,
+      'labels': labels,
+      'classes': table.block,
+      'class_ends': table.ends,
+      'shard': np.array([row[0] for row in rows], np.int32),
+      'offset': np.array([row[2] for row in rows], np.int64),
+      'size': np.array([row[3] for row in rows], np.int64),
+    }, watched
 
   def _labels(self, rows, marks):
     """Labels and classes by what tells them: marks beside the pictures, else folders, else the shards' names."""
     if marks:
-      keys = [(shard, '/'.join((name.rpartition('/')[0], name.rpartition('/')[2].partition('.')[0])))
-              for shard, name, *_ in rows]
+      keys = [
+        (shard, '/'.join((name.rpartition('/')[0], name.rpartition('/')[2].partition('.')[0])))
+        for shard, name, *_ in rows
+      ]
       bare = next((i for i, key in enumerate(keys) if key not in marks), None)
       if bare is not None:
         raise ValueError(f'{self.paths[rows[bare][0]]}:{rows[bare][1]} has no .cls or .json with a label beside it.')
       return listing.number([marks[key] for key in keys])
     paths = [name.split('/') for _, name, *_ in rows]
     # Folders that all pictures share (ILSVRC/train/) name no class, but the last one above a picture always does.
-    depth = next((d for d in range(min(map(len, paths)) - 1) if len({path[d] for path in paths}) > 1),
-                 max(0, min(map(len, paths)) - 2))
+    depth = next(
+      (d for d in range(min(map(len, paths)) - 1) if len({path[d] for path in paths}) > 1),
+      max(0, min(map(len, paths)) - 2),
+    )
     if min(map(len, paths)) > 1:
       labels, classes = listing.number([path[depth].removesuffix('.tar') for path in paths])
       if set(map(str.lower, classes)) <= SPLITS.keys():
         raise ValueError(f'{self.paths[0]} holds several splits ({", ".join(classes)}); unpack it into a folder.')
       return labels, classes
-    if len(self.paths) > 1:                                       # one tar a class, as ImageNet's train tar unpacks
+    if len(self.paths) > 1:  # one tar a class, as ImageNet's train tar unpacks
       return listing.number([self.paths[shard].stem for shard, *_ in rows])
     return np.zeros(len(rows), np.int32), []
 
@@ -101,10 +117,12 @@ class Tar:
     split = next(iter(_by_split([path])))
     maps = listing.mapping_files(path.parent, split) if split != 'all' else []
     if not maps or not classes:
-      raise ValueError(f'{path} does not say the classes of its pictures; wanted CLASS/1.jpg, or 1.jpg with 1.cls, or '
-                       f'a training set beside it and a file {split}.txt with lines `NAME LABEL`.')
+      raise ValueError(
+        f'{path} does not say the classes of its pictures; wanted CLASS/1.jpg, or 1.jpg with 1.cls, or '
+        f'a training set beside it and a file {split}.txt with lines `NAME LABEL`.'
+      )
     names = [self.names[i] for i in range(len(self))]
-    order = sorted(range(len(names)), key=names.__getitem__)      # files with one label a line count in name order
+    order = sorted(range(len(names)), key=names.__getitem__)  # files with one label a line count in name order
     labels = np.empty(len(names), np.int32)
     labels[order] = listing.read_mapping(maps[0], [names[i] for i in order], classes)
     return labels, classes
@@ -124,9 +142,10 @@ class Tar:
 
 def _members(path):
   """(name, offset, size) of each file in a tar file; those of a tar in it as OUTER.tar/name."""
+
   def walk(tar, prefix, start):
     while (member := tar.next()) is not None:
-      tar.members.clear()                                         # it keeps every member it ever saw
+      tar.members.clear()  # it keeps every member it ever saw
       name = f'{prefix}{member.name.removeprefix("./")}'
       if member.isreg() and not name.rpartition('/')[2].startswith('.'):
         if name.endswith('.tar'):
@@ -158,6 +177,7 @@ class Parquet:
   A row group is the least that parquet can decode, so the last ones (1 GB) are kept. Data larger than that is read at
   the cost of a row group for each picture: turn it into tar shards or array_record for training.
   """
+
   by_class = False
 
   def __init__(self, paths):
@@ -166,14 +186,17 @@ class Parquet:
     for path in paths:
       try:
         self._metas.append(parquet.read_metadata(path))
-      except ValueError as error:                                 # pyarrow's ArrowInvalid is one
+      except ValueError as error:  # pyarrow's ArrowInvalid is one
         raise ValueError(f'{path} is not a whole parquet file: {str(error).splitlines()[0]}') from None
     schema = parquet.read_schema(paths[0])
     self._image, label = (self._column(schema, names) for names in (IMAGE, LABEL))
     values = [value for path in paths for value in parquet.read_table(path, columns=[label])[label].to_pylist()]
     self.labels, self.classes = self._numbered(values, schema, label)
-    groups = [(file, group, meta.row_group(group).num_rows)
-              for file, meta in enumerate(self._metas) for group in range(meta.num_row_groups)]
+    groups = [
+      (file, group, meta.row_group(group).num_rows)
+      for file, meta in enumerate(self._metas)
+      for group in range(meta.num_row_groups)
+    ]
     self._groups, self._ends = [pair[:2] for pair in groups], np.cumsum([pair[2] for pair in groups])
     self._kept, self._locks = collections.OrderedDict(), [threading.Lock() for _ in groups]
     self._lock = threading.Lock()
@@ -202,7 +225,7 @@ class Parquet:
 
   def read(self, i):
     group = int(np.searchsorted(self._ends, i, 'right'))
-    with self._locks[group]:                                      # two threads must not decode the same one
+    with self._locks[group]:  # two threads must not decode the same one
       with self._lock:
         column = self._kept.get(group)
         if column is not None:
@@ -220,9 +243,13 @@ class Parquet:
 
   def _decode(self, group):
     import pyarrow.parquet
+
     file, inner = self._groups[group]
-    with pyarrow.parquet.ParquetFile(self.paths[file], metadata=self._metas[file]) as opened:
-      column = opened.read_row_group(inner, columns=[self._image])[self._image].combine_chunks()
+    try:
+      with pyarrow.parquet.ParquetFile(self.paths[file], metadata=self._metas[file]) as opened:
+        column = opened.read_row_group(inner, columns=[self._image])[self._image].combine_chunks()
+    except (pyarrow.ArrowException, OSError) as error:
+      raise OSError(f'{self.paths[file]}: row group {inner} cannot be read: {error}') from error
     with self._lock:
       self._kept[group] = column
       while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > CACHED_BYTES:

@@ -1,12 +1,14 @@
 """How fast a model computes here: compile time, images/s, FLOPs and memory of its forward pass."""
 
+import json
 import statistics
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax import models, state
+from vit_jax import console, models, pretrained, state
 
 
 def inference_time(model, *, image_size, batch: int = 32, dtype: str = 'float32', seconds: float = 5.0):
@@ -29,7 +31,9 @@ def inference_time(model, *, image_size, batch: int = 32, dtype: str = 'float32'
   images = jax.random.normal(jax.random.key(0), (batch, h, w, 3), dtype)
 
   started = time.perf_counter()
-  lowered = jax.jit(lambda params, rest, images: state.merge(graphdef, params, rest)(images)).lower(params, rest, images)
+  lowered = jax.jit(lambda params, rest, images: state.merge(graphdef, params, rest)(images)).lower(
+    params, rest, images
+  )
   compiled = lowered.compile()
   compile_seconds = time.perf_counter() - started
   per_batch = statistics.median(_rounds(lambda: compiled(params, rest, images), seconds))
@@ -49,8 +53,19 @@ def inference_time(model, *, image_size, batch: int = 32, dtype: str = 'float32'
   }  # fmt: skip
 
 
+def report(model, image_size, **options):
+  """inference_time(model, image_size=image_size, **options), also shown: a table on stderr, a JSON line on stdout."""
+  made = pretrained.origin(model)
+  result = {'model': made and made['name'], **inference_time(model, image_size=image_size, **options)}
+  console.table(
+    {key: f'{value:.4g}' if isinstance(value, float) else value for key, value in result.items()}, sys.stderr
+  )
+  print(json.dumps(result))
+  return result
+
+
 def forward_gflops(model, image_size):
-  """GFLOPs of one image's forward pass (a multiply-add counts 2), of a model with or without arrays; compiles nothing."""
+  """GFLOPs of one image's forward pass (a multiply-add counts 2); compiles nothing, and the model needs no arrays."""
   forward, *shapes = _shapes(model, image_size)
   return jax.jit(forward).lower(*shapes).cost_analysis()['flops'] / 1e9
 

@@ -1,11 +1,12 @@
 """Arrays and JSON of a step -> a folder, and back. Knows no model; orbax does the writing.
 
 WORKDIR/checkpoints/40/params/, opt/, ...   one orbax item for each named tree, as a nested dict with string keys
-WORKDIR/checkpoints/40/info/metadata        JSON {'info': what the caller gave, 'score': float or null, 'empty': [names]}
+WORKDIR/checkpoints/40/info/metadata        JSON {'info': the caller's, 'score': float or null, 'empty': [names]}
 WORKDIR/checkpoints/40.orbax-checkpoint-tmp what is being written, or what a killed process left: never read
 
 A step's folder gets its decimal name by one rename, after everything in it has been written.
 """
+
 import json
 import math
 import pathlib
@@ -32,6 +33,7 @@ class Checkpoints:
     if every < 1 or last < 1 or best < 0:
       raise ValueError(f'save: every={every} and last={last} must be at least 1 and best={best} at least 0.')
     import orbax.checkpoint as ocp
+
     self.every, self.folder = every, _checkpoints(workdir)
     if not all(p.is_dir() for p in (self.folder, *self.folder.parents) if p.exists()):
       raise ValueError(f'{workdir} is not a folder; give a workdir to write to.')
@@ -43,9 +45,9 @@ class Checkpoints:
       return [one.step in kept for one in steps]
 
     # The rule is orbax's to carry out: it deletes a step only after the newer one has been written.
-    self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-      preservation_policy=types.SimpleNamespace(should_preserve=should_preserve),
-      cleanup_tmp_directories=True, save_root_metadata=False))
+    policy = types.SimpleNamespace(should_preserve=should_preserve)
+    options = {'preservation_policy': policy, 'cleanup_tmp_directories': True, 'save_root_metadata': False}
+    self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(**options))
 
   def save(self, step, arrays, info, score=None):
     """Starts to write a step; returns once the arrays may be donated. A step that is already kept is left as it is.
@@ -60,6 +62,8 @@ class Checkpoints:
       whatever went wrong in the background since the last call of save, wait or close.
     """
     import orbax.checkpoint as ocp
+
+    assert self._manager, 'save after close'  # orbax would hang for minutes
     self.wait()
     if step in self.steps():
       return
@@ -74,11 +78,14 @@ class Checkpoints:
 
   def wait(self):
     """Returns when the last save is on disk; raises what went wrong with it."""
-    self._manager.wait_until_finished()
+    if self._manager:
+      self._manager.wait_until_finished()
 
   def close(self):
-    """Waits, then ends orbax's threads."""
-    self._manager.close()
+    """Waits, then ends orbax's threads; nothing can be saved any more, but read. A second call does nothing."""
+    manager, self._manager = self._manager, None
+    if manager:
+      manager.close()
 
   def steps(self) -> list[int]:
     """The steps that are wholly on disk, ascending; a save under way is not among them."""
@@ -124,6 +131,7 @@ def read(folder, names=('params',)) -> dict:
     ValueError: the folder is no saved step, or has not all of the names.
   """
   import orbax.checkpoint as ocp
+
   folder = pathlib.Path(folder).absolute()
   trees = {}
   for name in names:
@@ -150,16 +158,16 @@ def find(path) -> tuple[pathlib.Path, str]:
   else:
     steps, best = _steps(_checkpoints(path)), _best(_checkpoints(path))
     if not steps:
-      known = _checkpoints(path).is_dir() or (path / 'run.json').exists()
-      raise ValueError(f'{path} has no checkpoint yet; train on, with --workdir={path}, until one is saved.' if known
-                       else f'{path} is not the workdir of a run: it has no folder checkpoints.')
+      if _checkpoints(path).is_dir() or (path / 'run.json').exists():
+        raise ValueError(f'{path} has no checkpoint yet; train on, with --workdir={path}, until one is saved.')
+      raise ValueError(f'{path} is not the workdir of a run: it has no folder checkpoints.')
     folder = _checkpoints(path) / str(steps[-1] if best is None else best)
     which = 'last' if best is None else 'best'
   return folder, which + ' EMA' * (folder / 'ema').is_dir()
 
 
 def _checkpoints(workdir):
-  return pathlib.Path(workdir).absolute() / 'checkpoints'                   # orbax takes no relative path
+  return pathlib.Path(workdir).absolute() / 'checkpoints'  # orbax takes no relative path
 
 
 def _complete(folder):
@@ -187,8 +195,7 @@ def _best(folder):
 
 def _kept(scores, *, last, best):
   """{step: score or None} -> the steps to keep. The newest is one of them, however bad its score."""
-  ranked = _ranked(scores)
-  return {*sorted(scores)[-last:], *ranked[len(ranked) - min(best, len(ranked)):]}
+  return {*sorted(scores)[-last:], *_ranked(scores)[::-1][:best]}
 
 
 def _flatten(tree):
@@ -213,6 +220,7 @@ def _nest(flat):
 def _saved(folder, name):
   """A step's folder and an item -> {path: orbax's metadata of the array}, without reading an array."""
   import orbax.checkpoint as ocp
+
   if not _complete(folder):
     raise ValueError(f'{folder} is not the folder of a saved step.')
   if (folder / name).is_dir():
@@ -230,12 +238,15 @@ def _check(folder, like):
   for name, tree in like.items():
     saved, wanted = _saved(folder, name), _flatten(tree)
     for path in sorted(saved | wanted):
-      ours, theirs = ('none' if path not in flat else f'{np.dtype(flat[path].dtype)}{list(flat[path].shape)}'
-                      for flat in (wanted, saved))
-      if ours != theirs:
+      theirs, ours = _kind(saved.get(path)), _kind(wanted.get(path))
+      if theirs != ours:
         faults.append(f'{name}/{"/".join(path)}: saved {theirs}, wanted {ours}')
   if faults:
     raise ValueError(f'{folder} does not fit; {len(faults)} arrays differ: {"; ".join(faults)}.')
+
+
+def _kind(x):
+  return 'none' if x is None else f'{np.dtype(x.dtype)}{list(x.shape)}'
 
 
 def _restore(folder, name, tree):
@@ -253,4 +264,5 @@ def _restore(folder, name, tree):
 
 def _read(folder, args):
   import orbax.checkpoint as ocp
+
   return ocp.PyTreeCheckpointHandler().restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))

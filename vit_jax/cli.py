@@ -1,7 +1,7 @@
 """The front door: `vit_jax COMMAND [--flag=value ...]`.
 
-Only the standard library is imported here, so that `vit_jax --help` answers at once; a command's module is imported when
-it is called. Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
+Only the standard library is imported here, so that `vit_jax --help` answers at once; a command's module is imported
+when it is called. Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
 """
 
 import dis
@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import traceback
 
-from vit_jax import flags
+from vit_jax import console
 
 # name: (one line for --help, the module and its function: argv -> exit code)
 COMMANDS = {
@@ -35,8 +35,10 @@ WORDS = """\
 vit_jax COMMAND --help says the rest; where a command writes, the output is its last argument."""
 
 USERS = (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-LESS_MEMORY = ('Use a smaller batch; or keep it and split each step by --config.step.accumulate=4, or save activations by '
-               '--config.step.remat=full or --config.step.dtype=bfloat16.')
+LESS_MEMORY = (
+  'Use a smaller batch; or keep it and split each step by --config.step.accumulate=4, or save activations by '
+  '--config.step.remat=full or --config.step.dtype=bfloat16.'
+)
 
 
 def guarded(function, *args):
@@ -50,8 +52,8 @@ def guarded(function, *args):
     return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
   except KeyboardInterrupt:
     return _end(130, 'interrupted')
-  except BrokenPipeError:                                            # `vit_jax list | head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)                     # or Python complains again when it flushes
+  except BrokenPipeError:  # `vit_jax list | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains again when it flushes
     return 1
   except Exception as error:
     if isinstance(error, USERS) and _ours(error):
@@ -77,12 +79,12 @@ def _ours(error):
   while frames[-1].tb_next:
     frames.append(frames[-1].tb_next)
   if isinstance(error, OSError):
-    while frames and _standard(frames[-1]):                          # pathlib and gzip stand between us and the disk
+    while frames and _standard(frames[-1]):  # pathlib and gzip stand between us and the disk
       frames.pop()
   elif dis.opname[frames[-1].tb_frame.f_code.co_code[frames[-1].tb_lasti]] != 'RAISE_VARARGS':
-    return False                                                     # numpy, or an unpacking, failed under our feet
+    return False  # numpy, or an unpacking, failed under our feet
   name = frames[-1].tb_frame.f_globals.get('__name__', '')
-  return name.partition('.')[0] == 'vit_jax'                          # a config file is run as vit_jax.configs.NAME
+  return name.partition('.')[0] == 'vit_jax'  # a config file is run as vit_jax.configs.NAME
 
 
 def _standard(frame):
@@ -107,6 +109,8 @@ def _dispatch(argv):
     print(vit_jax.__version__)
     return 0
   if argv[0] not in COMMANDS:
-    raise ValueError(f'vit_jax has no command {argv[0]!r}{flags.nearest(argv[0], COMMANDS)}; it has {", ".join(COMMANDS)}.')
+    raise ValueError(
+      f'vit_jax has no command {argv[0]!r}{console.nearest(argv[0], COMMANDS)}; it has {", ".join(COMMANDS)}.'
+    )
   _, module, function = COMMANDS[argv[0]]
   return getattr(importlib.import_module(f'vit_jax.{module}'), function)(argv[1:])

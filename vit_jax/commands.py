@@ -12,7 +12,7 @@ from pathlib import Path
 import sys
 import textwrap
 
-from vit_jax import flags
+from vit_jax import console
 
 DATASETS = """\
 digits                1,797 handwritten digits of 8x8 pixels, inside the package
@@ -24,25 +24,30 @@ FILE.tar              shards with KEY.jpg and KEY.cls
 tfds:NAME             a set that tensorflow_datasets has prepared on this machine"""
 
 
-
-
 def evaluate(argv):
   """Prints one JSON line: loss, top1, top5 and examples of a model on one split of a data set."""
-  parser = flags.Parser('evaluate', evaluate.__doc__)
+  parser = console.Parser('evaluate', evaluate.__doc__)
   parser.add_argument('--model', required=True, help='WORKDIR, FILE or NAME')
   parser.add_argument('--data', required=True, help='DIR, tfds:NAME, FILE.csv, ...: see vit_jax list datasets')
-  parser.add_argument('--split', default='test', help='which part, slices too: test, train[:10%%] (default: %(default)s)')
-  parser.add_argument('--batch', type=int, default=64, help='examples at once; changes no result (default: %(default)s)')
+  parser.add_argument(
+    '--split', default='test', help='which part, slices too: test, train[:10%%] (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--batch', type=int, default=64, help='examples at once; changes no result (default: %(default)s)'
+  )
   args = parser.parse_args(argv)
-  from vit_jax import data, pretrained, train
+  from vit_jax import data, pretrained, tasks, train
 
   model, described = pretrained.load(args.model)
   row = dict(described['preprocessing'])
-  pictures = data.load(args.data, train=None, test=args.split, eval_crop=row.pop('crop'), classes=described['classes'], **row)
+  pictures = data.load(
+    args.data, train=None, test=args.split, eval_crop=row.pop('crop'), classes=described['classes'], **row
+  )
   print(f'{args.model}: {described["weights"]} weights; {args.data}, {args.split}: {len(pictures.test)} pictures',
         file=sys.stderr)  # fmt: skip
   _hint()
-  result = train.evaluate(model, pictures, batch=args.batch)
+  task = tasks.make(**_trained(args.model).get('task', {}), classes=pictures.classes)
+  result = train.evaluate(model, pictures, task=task, batch=args.batch)
   per_class = dict(zip(described['classes'], result.pop('per_class')))
   asked = {'model': args.model, 'weights': described['weights'], 'data': args.data, 'split': args.split}
   print(json.dumps({**asked, **result, 'per_class': per_class}))
@@ -52,24 +57,26 @@ def evaluate(argv):
 def list_(argv):
   """Lists models, configs or data sets, one a line."""
   kinds = {'models': model_lines, 'configs': config_lines, 'datasets': dataset_lines}
-  parser = flags.Parser('list', list_.__doc__)
+  parser = console.Parser('list', list_.__doc__)
   parser.add_argument('kind', nargs='?', default='models', help='models (default), configs or datasets')
   parser.add_argument('pattern', nargs='?', default='*', help="part of a name, or a pattern such as 'vit_*_224'")
   args = parser.parse_args(argv)
   if args.kind not in kinds:
-    raise ValueError(f'vit_jax list {args.kind}: choose from {", ".join(kinds)}{flags.nearest(args.kind, kinds)}.')
+    raise ValueError(f'vit_jax list {args.kind}: choose from {", ".join(kinds)}{console.nearest(args.kind, kinds)}.')
   pattern = args.pattern if set(args.pattern) & set('*?[') else f'*{args.pattern}*'
   lines = [line for line in kinds[args.kind]() if fnmatch.fnmatchcase(line.split()[0], pattern)]
   if not lines:
     names = [line.split()[0] for line in kinds[args.kind]()]
-    raise ValueError(f'Of {len(names)} {args.kind} none matches {args.pattern!r}{flags.nearest(args.pattern, names)}.')
+    raise ValueError(
+      f'Of {len(names)} {args.kind} none matches {args.pattern!r}{console.nearest(args.pattern, names)}.'
+    )
   print('\n'.join(lines))
   return 0
 
 
 def show(argv):
-  """Shows what a model is: parameters, image size, tokens, GFLOPs, architecture; of a workdir also how it was trained."""
-  parser = flags.Parser('show', show.__doc__)
+  """Shows what a model is: parameters, image, tokens, GFLOPs, architecture; of a workdir also how it was trained."""
+  parser = console.Parser('show', show.__doc__)
   parser.add_argument('model', help='NAME or WORKDIR')
   word = parser.parse_args(argv).model
   from vit_jax import bench, models
@@ -88,13 +95,13 @@ def show(argv):
     **described,
     'architecture': ' '.join(f'{key}={value}' for key, value in made.items()),
   }
-  _table(rows)
+  console.table(rows)
   return 0
 
 
 def bench(argv):
   """Measures inference: images/s, compile time, FLOPs and memory, as a table on stderr and one JSON line on stdout."""
-  parser = flags.Parser('bench', bench.__doc__)
+  parser = console.Parser('bench', bench.__doc__)
   parser.add_argument('--model', required=True, help='NAME or WORKDIR')
   parser.add_argument('--batch', type=int, default=32, help='images at once (default: %(default)s)')
   parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'], help='default: %(default)s')
@@ -109,9 +116,7 @@ def bench(argv):
   else:
     model, size = pretrained.create_model(args.model), models.architecture(args.model)['img_size']
   _hint()
-  result = benchmark.inference_time(model, image_size=size, batch=args.batch, dtype=args.dtype, seconds=args.seconds)
-  _table({key: f'{value:.4g}' if isinstance(value, float) else value for key, value in result.items()}, sys.stderr)
-  print(json.dumps({'model': args.model} | result))
+  benchmark.report(model, size, batch=args.batch, dtype=args.dtype, seconds=args.seconds)
   return 0
 
 
@@ -134,18 +139,9 @@ def config_lines():
 def dataset_lines():
   """The spellings of --data, then what tensorflow_datasets has prepared here (read from its folders' names)."""
   home = Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
-  prepared = sorted({path.parent.parent.relative_to(home).as_posix() for path in home.glob('**/features.json')})
+  found = [*home.glob('*/*/features.json'), *home.glob('*/*/*/features.json')]  # NAME[/CONFIG]/VERSION
+  prepared = sorted({path.parent.parent.relative_to(home).as_posix() for path in found})
   return [*DATASETS.splitlines(), *(f'tfds:{name}' for name in prepared)]
-
-
-def accelerator_hint(platform, paths=('/dev/nvidia0', '/dev/accel0', '/dev/vfio/0')):
-  """One line that says what to install where jax runs on `platform` 'cpu' beside an accelerator, else None."""
-  found = next((path for path in paths if platform == 'cpu' and os.path.exists(path)), None)
-  if not found or os.environ.get('JAX_PLATFORMS') == 'cpu':
-    return None
-  if 'nvidia' in os.path.basename(found):
-    return f"{found} is here, but jax sees only the CPU: pip install -U 'jax[cuda13]' (drivers before 580: 'jax[cuda12]')"
-  return f"{found} is here, but jax sees only the CPU: on a TPU machine, pip install -U 'jax[tpu]'"
 
 
 def _is_path(model):
@@ -153,35 +149,38 @@ def _is_path(model):
   return os.path.exists(model) or os.sep in model
 
 
+def _trained(path):
+  """The config of the run that a workdir, or one of its checkpoints, is of."""
+  from vit_jax import checkpoint
+
+  return json.loads((checkpoint.find(path)[0].parent.parent / 'run.json').read_text())['config']
+
+
 def _run(path):
   """{'name', 'architecture', ...} of a workdir, and rows that say what it was trained on and how well it did."""
   from vit_jax import checkpoint, pretrained
 
   folder, which = checkpoint.find(path)
-  described, home = pretrained.describe(folder), folder.parent.parent
-  trained = json.loads((home / 'run.json').read_text())['config']
-  lines = [json.loads(line) for line in (home / 'metrics.jsonl').read_text().splitlines()]
+  described, trained = pretrained.describe(folder), _trained(path)
+  if described['name'] is None:
+    raise ValueError(f'{path} holds a model that was changed in Python; only its weights are here.')
+  lines = [json.loads(line) for line in (folder.parent.parent / 'metrics.jsonl').read_text().splitlines()]
   best = max((line for line in lines if 'top1' in line), key=lambda line: line['top1'], default=None)
+  name = trained.get('data', {}).get('name', 'arrays')
   rows = {
     'weights': f'{which}: {folder}',
     'classes': textwrap.shorten(f'{len(described["classes"])}: {", ".join(described["classes"])}', 100),
-    'trained on': f'{trained["data"]["name"]}, {trained["total_steps"]} steps of {trained["batch"]} pictures',
-    'best': best and f'top-1 {best["top1"]:.4f} of {best["examples"]} pictures at step {best["step"]}',
+    'trained on': f'{name}, {trained["total_steps"]} steps of {trained["batch"]} pictures',
   }
+  if best:
+    rows['best'] = f'top-1 {best["top1"]:.4f} of {best["examples"]} pictures at step {best["step"]}'
   return {'name': described['name'], 'architecture': described['architecture']} | rows
-
-
-def _table(rows, stream=None):
-  """Prints {word: value}, one a line, long values folded."""
-  width = max(map(len, rows)) + 2
-  for word, value in rows.items():
-    print(f'{word:<{width}}' + textwrap.fill(str(value), 100).replace('\n', '\n' + ' ' * width), file=stream)
 
 
 def _hint():
   """Says on stderr what to install where an accelerator lies idle."""
   import jax
 
-  hint = accelerator_hint(jax.default_backend())
+  hint = console.accelerator_hint(jax.default_backend())
   if hint:
     print(hint, file=sys.stderr)

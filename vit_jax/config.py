@@ -172,8 +172,13 @@ def resolve(config, overrides=types.MappingProxyType({})):
   """
   table = functions()
   resolved = _section('', override(config, overrides).to_dict(), table, overrides)
-  groups = {key: value for key, value in resolved.items() if key in table}
-  return top_level(**{key: value for key, value in resolved.items() if key not in table}) | groups
+  resolved |= top_level(**{key: value for key, value in resolved.items() if key not in table})
+  # What needs neither data nor a device refuses its values now, before anything is read.
+  table['optim'](**resolved['optim'], total_steps=resolved['total_steps'])
+  table['task'](**resolved['task'], classes=['no', 'yes'])
+  table['step'](**resolved['step'])
+  table['step.augment'](**resolved['step']['augment'])
+  return resolved
 
 
 def _section(path, given, table, texts):

@@ -1,21 +1,21 @@
 """Sources -> batches of uint8 pictures, in an order that is a pure function of (seed, step).
 
-The global batch of step s is positions s * batch to (s + 1) * batch of the walk in order.py; any number of processes cut
-the same global batches into contiguous rows. So the step is all that a resumed run has to know.
+The global batch of step s is positions s * batch to (s + 1) * batch of the walk in order.py, which any number of
+processes cut into contiguous rows. So the step is all that a resumed run has to know.
 
 Threads, not worker processes: decoding leaves the interpreter's lock, and a thread holds no state that a resumed run
-would miss. All threads work on one batch, each on rows of its own, so few batches lie in memory at once. grain would
-give the same order at three times the CPU seconds for small pictures, and takes 0.9 s to import.
+would miss. All threads work on one batch, each on rows of its own, so few batches lie in memory at once. Not grain:
+it takes 0.9 s to import, and for the same order four times the CPU seconds on arrays in memory (the same on JPEGs).
 """
 
 import collections
+from collections.abc import Callable
 import concurrent.futures
 import dataclasses
 import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -37,8 +37,8 @@ class Data:
     row: preprocessing of an evaluation picture, transforms.preprocessing's; saved with the model.
     training: keyword arguments of transforms.training_image.
     threads: how many decode at once.
-    max_unreadable: the fraction of a source's examples that may be unreadable before the run stops. Where it is above
-      0, one unreadable example is always allowed, so that 1 bad picture of 50 does not stop a small run at 0.01.
+    max_unreadable: the fraction of a source's examples that may turn out unreadable before the run stops. Unless it is
+      0, one is always allowed, so that 1 bad picture of 50 does not stop a small run at 0.01.
     report: called with one line for each example found unreadable.
     unreadable: {id(source): (source, {index: reason})}, filled while running; `unreadable(data, source)` reads it.
   """
@@ -63,7 +63,7 @@ def load(
   crop: Literal['random', 'pad', 'none'] = 'random',
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
-  eval_crop: Literal['center', 'squash'] = 'center',
+  eval_crop: Literal['center', 'center_floor', 'squash'] = 'center',
   crop_pct=0.875,
   interpolation: Literal['bilinear', 'bicubic', 'tf_bilinear'] = 'bicubic',
   mean: tuple[float, ...] = (0.5, 0.5, 0.5),
@@ -78,23 +78,20 @@ def load(
   Args:
     name: 'digits', a folder, 'tfds:NAME', a file, or the pair (either may be None).
     size: of the pictures that come out, int or (height, width).
-    train, test: splits, with slices such as 'train[:98%]'; None opens none.
-    holdout: the fraction for test where a source has only one split.
+    train, test: splits, with slices such as 'train[:98%]'; None opens none. holdout: the fraction for test where a
+      source has only one split.
     crop, scale, ratio: training: transforms.training_image.
     eval_crop, crop_pct: evaluation: transforms.preprocessing. interpolation, mean, std: both.
-    threads: None is one for each CPU this process may use.
-    max_unreadable: see Data.
-    data_dir: where tfds keeps its data.
+    threads: None is one for each CPU this process may use. max_unreadable: see Data. data_dir: where tfds keeps data.
     classes: names that the labels must follow, as of a saved model; None takes them from train, else from test.
 
-  Raises:
-    ValueError, FileNotFoundError: one line, from the source or the preprocessing.
+  Raises ValueError or FileNotFoundError, in one line, for what is not there or does not fit.
   """
   if not 0 <= max_unreadable <= 1:
     raise ValueError(f'data.max_unreadable={max_unreadable} is not a fraction; 0.01 allows one example in a hundred.')
-  row = transforms.preprocessing(size, crop=eval_crop, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std)
-  training = dict(size=tuple(row['size']), crop=crop, scale=scale, ratio=ratio, interpolation=interpolation, fast=True)
-
+  resampling = dict(interpolation=interpolation)
+  row = transforms.preprocessing(size, crop=eval_crop, crop_pct=crop_pct, mean=mean, std=std, **resampling)
+  training = dict(size=tuple(row['size']), crop=crop, scale=scale, ratio=ratio, fast=True, **resampling)
 
   def source(number, split, classes):
     if isinstance(name, str):
@@ -104,14 +101,16 @@ def load(
 
   train = source(0, train, classes)
   test = source(1, test, classes or (train and train.classes))
-  if train is not None and not len(train) or test is not None and not len(test):
-    raise ValueError('There are no examples in one of the two splits; choose another one, or a larger slice.')
-  return Data(train=train, test=test, classes=list((train or test).classes), row=row, training=training,
-              threads=threads or _cpus(), max_unreadable=max_unreadable)
+  opened = [source for source in (train, test) if source is not None]
+  if not all(map(len, opened)) or not opened:
+    raise ValueError('There are no examples in the chosen splits; name data.train or data.test, with a larger slice.')
+  cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()     # not on macOS
+  return Data(train=train, test=test, classes=list(opened[0].classes), row=row, training=training,
+              threads=threads or cpus, max_unreadable=max_unreadable)
 
 
 def from_arrays(train, test=None, *, size=None, crop='none', crop_pct=1.0, **options):
-  """Data of arrays in memory: uint8 images (n, h, w[, 1 or 3]) with int labels (n,). As they are, unless told otherwise.
+  """Data of arrays in memory: uint8 images (n, h, w[, 1 or 3]) with int labels (n,), taken as they are by default.
 
   Args:
     train, test: (images, labels), or sources; None for none.
@@ -137,8 +136,7 @@ def train_batches(data, *, batch, seed, start=0, process_index=0, process_count=
   In each epoch every example comes once; a batch may span two epochs. Crops are drawn from (seed, step, row of the
   global batch). An unreadable example's row gets the next readable example of the same permutation.
 
-  Raises:
-    ValueError: batch is not divided by process_count; too many examples are unreadable (see Data.max_unreadable).
+  Raises ValueError: process_count does not divide batch; too many examples are unreadable (see Data.max_unreadable).
   """
   source, size = data.train, data.training['size']
   ready = _ready(source, size) if data.training['crop'] == 'none' else None
@@ -146,12 +144,13 @@ def train_batches(data, *, batch, seed, start=0, process_index=0, process_count=
   _check_unreadable(data, source)
 
   def fill(step, rows, out):
-    positions, stream = range(step * batch + rows.start, step * batch + rows.stop), order.streams(seed, step)
     if ready is not None:
-      return _gather(ready, order.walk(np.array(positions), len(source), seed), out)
-    for i, (row, position) in enumerate(zip(rows, positions)):
+      _gather(ready, order.walk(step * batch + np.array(rows), len(source), seed), out)
+      return
+    stream = order.streams(seed, step)
+    for i, row in enumerate(rows):
       make = lambda image: transforms.training_image(image, stream(row), **data.training)     # noqa: B023  used at once
-      _first_readable(data, source, order.following(position, len(source), seed), make, i, out)
+      _first_readable(data, source, order.following(step * batch + row, len(source), seed), make, i, out)
 
   return _batches(fill, itertools.count(start), share, size, 1 if ready is not None else data.threads)
 
@@ -162,11 +161,10 @@ def eval_batches(data, source, *, batch, process_index=0, process_count=1):
   Yields {'image': uint8 (b, h, w, 3), 'label': int32 (b,), 'id': int64 (b,), 'mask': float32 (b,)}, as many in every
   process, b = batch / process_count, rows as in train_batches. mask is 1 where there is an example. Padding has id -1.
   An unreadable example keeps its id, has mask 0 and a black image: examples listed = sum of mask + unreadable ones.
-
-  Raises: as train_batches.
+  Raises as train_batches does.
   """
   size, n = tuple(data.row['size']), len(source)
-  ready = _ready(source, size) if data.row['crop_pct'] == 1 else None
+  ready = _ready(source, size)
   share = _share(batch, process_index, process_count)
   _check_unreadable(data, source)
   make = lambda image: transforms.evaluation_image(image, data.row)
@@ -192,8 +190,7 @@ def to_device(batches, sharding, *, depth=2):
     batches: a generator of train_batches or eval_batches; closed with this one.
     sharding: of the first axis, such as NamedSharding(mesh, P(('data', 'fsdp'))).
 
-  Yields 'id' as the int64 numpy array it was, and a dict of the other arrays, global and placed. Copies to a device
-  are asynchronous, so no thread is needed.
+  'id' stays the numpy array it was; the others are global arrays. Copies are asynchronous, so no thread is needed.
   """
   waiting = collections.deque()
   try:
@@ -210,11 +207,6 @@ def to_device(batches, sharding, *, depth=2):
 def unreadable(data, source):
   """{index: reason} of the examples of a source that this process has found unreadable so far."""
   return data.unreadable.setdefault(id(source), (source, {}))[1]        # the source is held, so its id stays its own
-
-
-def _cpus():
-  """How many CPUs this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()   # not on macOS
 
 
 def _share(batch, process_index, process_count):
@@ -276,23 +268,23 @@ def _check_unreadable(data, source):
 
 
 def _batches(fill, steps, share, size, threads, mask=False):
-  """A batch for each step, in order, made AHEAD of being asked for: fill(step, rows, out) writes some rows of one.
+  """A batch for each step, in order, made AHEAD of being asked for.
 
-  fill is called by several threads at once: `rows` is a range of the global batch's rows, `out` the views of a batch's
-  arrays that belong to them. Its exceptions are raised here.
+  fill(step, rows, out) is called by several threads at once: `rows` is a range of the global batch's rows, `out` the
+  views of the batch's arrays that belong to them.
   """
-  b, pieces = len(share), -(-len(share) // threads)
+  b, part = len(share), -(-len(share) // threads)
 
   def begin(step):
     out = {'image': np.zeros((b, *size, 3), np.uint8), 'label': np.zeros(b, np.int32), 'id': np.full(b, -1, np.int64)}
     if mask:
       out['mask'] = np.zeros(b, np.float32)
-    return out, [pool.submit(fill, step, share[i:i + pieces], {k: v[i:i + pieces] for k, v in out.items()})
-                 for i in range(0, b, pieces)]
+    return out, [pool.submit(fill, step, share[i:i + part], {k: v[i:i + part] for k, v in out.items()})
+                 for i in range(0, b, part)]
 
   def finish(out, jobs):
     for job in jobs:
-      job.result()
+      job.result()                                             # raises what the thread raised
     return out
 
   pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='vit_jax.data')

@@ -4,6 +4,7 @@ A listing of ImageNet has 1.28 M names. As Python strings they would take 120 MB
 takes seconds on a local disk and minutes on a network one. So names live in one block of bytes, and the listing of a
 big folder is kept in the user's cache folder for as long as no directory under it changes.
 """
+
 import contextlib
 import csv
 import difflib
@@ -17,13 +18,13 @@ import zipfile
 
 import numpy as np
 
-CACHE_FROM = 10_000                                               # names; listing fewer is as fast as looking it up
+CACHE_FROM = 10_000  # names; listing fewer is as fast as looking it up
 
 
 class Names:
   """n byte strings in one block; `names[i]` -> bytes."""
 
-  def __init__(self, block, ends):                                # uint8 (bytes,), int64 (n,)
+  def __init__(self, block, ends):  # uint8 (bytes,), int64 (n,)
     self.block, self.ends = block, ends
 
   @classmethod
@@ -35,7 +36,7 @@ class Names:
     return len(self.ends)
 
   def __getitem__(self, i):
-    return self.block[self.ends[i - 1] if i else 0:self.ends[i]].tobytes()
+    return self.block[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes()
 
 
 def nearest(word, options):
@@ -44,11 +45,11 @@ def nearest(word, options):
   return f' Did you mean {close[0]!r}?' if close else ''
 
 
-def number(values):                                               # [str or int] -> int32 (n,), [class names]
+def number(values):  # [str or int] -> int32 (n,), [class names]
   """Labels and class names for label values: numeric order where all are integers, else alphabetic."""
   words = [str(value) for value in values]
   distinct = set(words)
-  whole = all(re.fullmatch(r'0|-?[1-9]\d*', word) for word in distinct)      # '007' is a name, not a number
+  whole = all(re.fullmatch(r'0|-?[1-9]\d*', word) for word in distinct)  # '007' is a name, not a number
   classes = sorted(distinct, key=int if whole else None)
   place = {word: i for i, word in enumerate(classes)}
   return np.fromiter((place[word] for word in words), np.int32, len(words)), classes
@@ -57,10 +58,11 @@ def number(values):                                               # [str or int]
 def suffixes():
   """Every suffix that Pillow opens, as lower-case bytes with the dot."""
   from PIL import Image
+
   return frozenset(suffix.encode() for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
-def is_picture(name, known):                                      # name: bytes
+def is_picture(name, known):  # name: bytes
   """Whether a file's name is a visible picture's: dot files and macOS's '._x' are not."""
   base = name.rpartition(b'/')[2]
   return not base.startswith(b'.') and b'.' + base.rpartition(b'.')[2].lower() in known
@@ -86,8 +88,13 @@ def class_folders(path):
     labels = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
     names = Names.pack([name for part in parts for name in part])
     table = Names.pack([os.fsencode(name) for name in classes])
-    return {'block': names.block, 'ends': names.ends, 'labels': labels,
-            'classes': table.block, 'class_ends': table.ends}, watched
+    return {
+      'block': names.block,
+      'ends': names.ends,
+      'labels': labels,
+      'classes': table.block,
+      'class_ends': table.ends,
+    }, watched
 
   found = cached('classes', path, build)
   table = Names(found['classes'], found['class_ends'])
@@ -102,8 +109,8 @@ def _walk(root, top, known, watched):
   while stack:
     folder = stack.pop()
     full = os.path.join(base, folder)
-    status = os.stat(full)                                        # before listing: a later change must not pass as seen
-    if (status.st_dev, status.st_ino) in seen:                    # a link that leads back up
+    status = os.stat(full)  # before listing: a later change must not pass as seen
+    if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
       continue
     seen.add((status.st_dev, status.st_ino))
     watched.append((os.fsdecode(full), (status.st_mtime_ns, status.st_size)))
@@ -143,14 +150,14 @@ def cached(kind, key, build):
   newest = max(stamp[0] for _, stamp in watched)
   # A file system may stamp two changes within one tick alike: what changed just now is not trusted to stay.
   if len(arrays['ends']) >= CACHE_FROM and newest < start - 2_000_000_000:
-    with contextlib.suppress(OSError):                            # a full or read-only disk costs the next start only
+    with contextlib.suppress(OSError):  # a full or read-only disk costs the next start only
       _keep(file, arrays, watched)
   return arrays
 
 
 def _recall(file):
   try:
-    with open(file, 'rb') as raw, np.load(raw, allow_pickle=False) as data:    # np.load alone leaks a damaged file
+    with open(file, 'rb') as raw, np.load(raw, allow_pickle=False) as data:  # np.load alone leaks a damaged file
       found = {name: data[name] for name in data.files}
     paths, stamps = Names(found.pop('watched'), found.pop('watched_ends')), found.pop('stamps')
     same = all(stamp(os.fsdecode(paths[i])) == (then, size) for i, (then, size) in enumerate(stamps.tolist()))
@@ -164,8 +171,13 @@ def _keep(file, arrays, watched):
   file.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.NamedTemporaryFile(dir=file.parent, suffix='.part', delete=False) as part:
     try:
-      np.savez(part, watched=paths.block, watched_ends=paths.ends,
-               stamps=np.array([stamp for _, stamp in watched], np.int64), **arrays)
+      np.savez(
+        part,
+        watched=paths.block,
+        watched_ends=paths.ends,
+        stamps=np.array([stamp for _, stamp in watched], np.int64),
+        **arrays,
+      )
       part.close()
       os.replace(part.name, file)
     except BaseException:
@@ -182,13 +194,17 @@ def flat_folder(path):
 
 def mapping_files(path, split):
   """Text files in a split's folder or beside it that may say which class each of its pictures has, best first."""
-  word = 'val' if split.startswith('val') else split
-  found = [file for folder in (path, path.parent) for file in sorted(folder.iterdir())
-           if file.suffix.lower() in ('.txt', '.csv') and not file.name.startswith('.') and word in file.name.lower()]
-  return sorted(found, key=lambda file: 'ground_truth' in file.name.lower())             # stable: these come last
+  word = next(word for word in ('train', 'test', 'val') if split.startswith(word))
+  found = [
+    file
+    for folder in (path, path.parent)
+    for file in sorted(folder.iterdir())
+    if file.suffix.lower() in ('.txt', '.csv') and not file.name.startswith('.') and word in file.name.lower()
+  ]
+  return sorted(found, key=lambda file: 'ground_truth' in file.name.lower())  # stable: these come last
 
 
-def read_mapping(file, names, classes):                           # names: [bytes] -> int32 (n,)
+def read_mapping(file, names, classes):  # names: [bytes] -> int32 (n,)
   """Labels of pictures by a mapping file: lines `NAME LABEL`, one LABEL a line, or Kaggle's LOC_val_solution.csv.
 
   LABEL is a class name or an index into the sorted class names. ILSVRC's ground-truth file counts classes in another
@@ -204,10 +220,12 @@ def read_mapping(file, names, classes):                           # names: [byte
     word = (row[1].split() or [''])[0] if len(row) > 1 else ''
     label = place.get(word, int(word) if word.isdecimal() else -1)
     if not 0 <= label < len(classes):
-      if line == 1 and file.suffix.lower() == '.csv':             # a header
+      if line == 1 and file.suffix.lower() == '.csv':  # a header
         continue
-      raise ValueError(f'{file}:{line}: {word!r} is neither a class of the training set nor an index below '
-                       f'{len(classes)} into its sorted classes.{nearest(word, classes)}')
+      raise ValueError(
+        f'{file}:{line}: {word!r} is neither a class of the training set nor an index below '
+        f'{len(classes)} into its sorted classes.{nearest(word, classes)}'
+      )
     labels[_stem(os.fsencode(row[0]))] = label
   lost = [name for name in names if _stem(name) not in labels]
   if lost:
@@ -240,7 +258,10 @@ def _ilsvrc_order(file):
     return {int(row[1]): row[0] for row in map(str.split, table.read_text('utf-8').splitlines()) if row}
   if (table := file.with_name('meta.mat')).exists():
     from scipy.io import loadmat
+
     synsets = loadmat(table, squeeze_me=True)['synsets']
     return {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in synsets}
-  raise ValueError(f'{file} counts classes in ILSVRC order, which is not that of sorted wnids; put meta.mat or '
-                   f'map_clsloc.txt of the development kit beside it, or a file with lines `NAME WNID`.')
+  raise ValueError(
+    f'{file} counts classes in ILSVRC order, which is not that of sorted wnids; put meta.mat or '
+    f'map_clsloc.txt of the development kit beside it, or a file with lines `NAME WNID`.'
+  )

@@ -5,6 +5,8 @@ length, masked crc32c of the length, payload, masked crc32c of the payload; litt
 https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details), whose offsets are found once. The
 lengths' checksums are checked then; the payloads' never, since a picture that does not decode is noticed anyway.
 """
+
+import contextlib
 import functools
 import importlib
 import json
@@ -52,11 +54,14 @@ def named(name, data_dir):
     known = tfds.list_builders(with_community_datasets=False)
     here = listing.folders(root) if root.is_dir() else []
     if dataset not in known:
-      raise ValueError(f'{name}: tfds has no data set {dataset!r}, nor is one prepared in {root}.'
-                       f'{listing.nearest(dataset, here + known)}')
+      raise ValueError(
+        f'{name}: tfds has no data set {dataset!r}, nor is one prepared in {root}.'
+        f'{listing.nearest(dataset, here + known)}'
+      )
     raise FileNotFoundError(
       f'{name} is not prepared in {root}; in an environment of its own run: pip install tensorflow '
-      f'tensorflow-datasets && tfds build {dataset} --data_dir={root} --file_format=array_record')
+      f'tensorflow-datasets && tfds build {dataset} --data_dir={root} --file_format=array_record'
+    )
   return prepared(_version(root / dataset, config, version, name), name)
 
 
@@ -68,12 +73,16 @@ def _version(folder, config, version, name):
   if config or (not versions and len(configs) == 1):
     config = config or configs[0]
     if config not in configs:
-      raise ValueError(f'{name} has no config {config!r} prepared; it has {", ".join(configs) or "none"}.'
-                       f'{listing.nearest(config, configs)}')
+      raise ValueError(
+        f'{name} has no config {config!r} prepared; it has {", ".join(configs) or "none"}.'
+        f'{listing.nearest(config, configs)}'
+      )
     return _version(folder / config, None, version, name)
   if not versions:
-    raise ValueError(f'{name}: {folder} holds ' + (f'several configs, choose one: {", ".join(configs)}.' if configs else
-                                                   'no prepared version; prepare it again.'))
+    raise ValueError(
+      f'{name}: {folder} holds '
+      + (f'several configs, choose one: {", ".join(configs)}.' if configs else 'no prepared version; prepare it again.')
+    )
   if version and version not in versions:
     raise ValueError(f'{name} has no version {version} prepared; it has {", ".join(versions)}.')
   return folder / (version or max(versions, key=lambda word: tuple(map(int, word.split('.')))))
@@ -91,17 +100,22 @@ def prepared(folder, name):
 
 class Examples:
   """One split of a prepared data set; labels are known only by reading."""
+
   by_class, labels = False, None
 
   def __init__(self, builder, split, name):
     import tensorflow_datasets as tfds
+
     self._features, self._info, self._name = builder.info.features, builder.info.splits[split], f'{name}[{split}]'
-    self._title = f'{builder.info.full_name}[{split}]'            # without the folder, unlike the name
+    self._title = f'{builder.info.full_name}[{split}]'  # without the folder, unlike the name
     self._image = self._key(tfds.features.Image, 'image')
     self._label = self._key(tfds.features.ClassLabel, 'label')
     self.classes = list(self._features[self._label].names)
-    self._decoders = {key: tfds.decode.SkipDecoding() for key, feature in self._features.items()
-                      if isinstance(feature, tfds.features.Image)}
+    self._decoders = {
+      key: tfds.decode.SkipDecoding()
+      for key, feature in self._features.items()
+      if isinstance(feature, tfds.features.Image)
+    }
     kind = builder.info.file_format.value
     if kind == 'array_record':
       self._payloads = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -109,8 +123,9 @@ class Examples:
       self._payloads = Frames(self._info.filepaths, self._info.num_examples)
     else:
       raise ValueError(f'{name} is prepared as {kind}; prepare it with --file_format=array_record.')
-    if len(self) and self.read(0)[1] < 0:
-      raise ValueError(f'{self._name} has no labels (-1); choose a split that is labelled.')
+    with contextlib.suppress(OSError):  # a damaged first example is one of many
+      if len(self) and self.read(0)[1] < 0:
+        raise ValueError(f'{self._name} has no labels (-1); choose a split that is labelled.')
 
   def _key(self, kind, usual):
     keys = [key for key, feature in self._features.items() if isinstance(feature, kind)]
@@ -125,8 +140,11 @@ class Examples:
     return f'{self._name} #{i}'
 
   def read(self, i):
-    example = self._features.deserialize_example_np(self._payloads[i], decoders=self._decoders)
-    return bytes(example[self._image]), int(example[self._label])
+    try:
+      example = self._features.deserialize_example_np(self._payloads[i], decoders=self._decoders)
+      return bytes(example[self._image]), int(example[self._label])
+    except Exception as error:  # what the two libraries raise is not documented
+      raise OSError(f'{self.where(i)} cannot be read: {error}') from error
 
   def digest(self):
     return json.dumps([self._title, list(self._info.shard_lengths), self.classes]).encode()
@@ -140,8 +158,10 @@ class Frames:
     found = listing.cached('tfrecord', '\0'.join(map(os.path.abspath, self._paths)), self._index)
     self._shard, self._offset, self._ends = found['shard'], found['offset'], found['ends']
     if len(self) != count:
-      raise ValueError(f'{self._paths[0]} and its {len(self._paths) - 1} sisters hold {len(self)} records; '
-                       f'dataset_info.json says {count}. Copy or prepare them again.')
+      raise ValueError(
+        f'{self._paths[0]} and its {len(self._paths) - 1} sisters hold {len(self)} records; '
+        f'dataset_info.json says {count}. Copy or prepare them again.'
+      )
 
   def _index(self):
     watched = [(os.path.abspath(path), listing.stamp(path)) for path in self._paths]
@@ -176,15 +196,15 @@ def _crc_table():
   table = []
   for value in range(256):
     for _ in range(8):
-      value = value >> 1 ^ (0x82f63b78 if value & 1 else 0)       # Castagnoli's polynomial, bits reversed
+      value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # Castagnoli's polynomial, bits reversed
     table.append(value)
   return table
 
 
 def _masked_crc(data):
   """TFRecord's masked crc32c of a few bytes."""
-  table, crc = _crc_table(), 0xffffffff
+  table, crc = _crc_table(), 0xFFFFFFFF
   for byte in data:
     crc = crc >> 8 ^ table[(crc ^ byte) & 255]
-  crc ^= 0xffffffff
-  return ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff
+  crc ^= 0xFFFFFFFF
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -6,11 +6,12 @@ A source is a sequence that any number of threads may read:
   s.classes     -> [class name], in the order of the labels
   s.labels()    -> int32 (n,), or None where only reading the examples would tell (tfds)
   s.fingerprint() -> sha256 of names, labels and sizes: equal on every machine that holds the same data
-An example that cannot be read raises OSError (a vanished file, a cut archive); decoding is the reader's business.
+An example that cannot be read raises OSError (a vanished file, a cut archive); decoding is left to the caller.
 
 The embedded digits are the test part of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI
 Machine Learning Repository, doi 10.24432/C50P49, CC BY 4.0: 1,797 pictures of 8x8 with values 0 to 16, here 0 to 255.
 """
+
 import functools
 import hashlib
 import os
@@ -22,7 +23,7 @@ import numpy as np
 from vit_jax import archives, listing, records, tables
 
 TRAIN, TEST = ('train', 'training'), ('test', 'testing', 'val', 'validation', 'valid')
-SEED = 0                                                          # of every split and slice: they belong to the data
+SEED = 0  # of every split and slice: they belong to the data
 
 
 class Source:
@@ -37,13 +38,13 @@ class Source:
     self.classes, self.title, self._rows, self._index = list(classes), title, rows, index
     place = {name: i for i, name in enumerate(self.classes)}
     used = range(len(rows.classes)) if rows.labels is None else np.unique(rows.labels[index])
-    if rows.labels is not None and len(used) and used[0] < 0:
-      raise ValueError(f'{title} has examples without a label (-1); choose a split that is labelled.')
     lost = [rows.classes[i] for i in used if rows.classes[i] not in place]
     if lost:
       more = f' and {len(lost) - 5} more' if len(lost) > 5 else ''
-      raise ValueError(f'{title} has classes that the training set lacks: {", ".join(lost[:5])}{more}.'
-                       f'{listing.nearest(lost[0], self.classes)}')
+      raise ValueError(
+        f'{title} has classes that the training set lacks: {", ".join(lost[:5])}{more}.'
+        f'{listing.nearest(lost[0], self.classes)}'
+      )
     self._label = np.array([place.get(name, -1) for name in rows.classes], np.int32)
 
   def __len__(self):
@@ -78,11 +79,12 @@ def open_source(name, split, *, classes=None, holdout=0.1, data_dir=None):
       one: 'train[:90%]' and 'train[90%:]' always share nothing and miss nothing.
     classes: class names to count labels in (the training set's), default: the split's own.
     holdout: fraction held out for 'test' of data that is not split: seeded, the same of every class, at least one
-      example of each class that has two.
+      example of each class that has two. The digits' 1,437 and 360 are fixed.
     data_dir: where tfds keeps prepared data; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
   Raises ValueError or FileNotFoundError, in one line, for what is not there or does not fit.
   """
+  name = os.fspath(name)
   if not 0 <= holdout < 1:
     raise ValueError(f'holdout={holdout} is not a fraction of the data; it must be at least 0 and below 1.')
   match = re.fullmatch(r'([^\[\]]+)(?:\[([^:\]]*):([^:\]]*)\])?', split)
@@ -94,33 +96,37 @@ def open_source(name, split, *, classes=None, holdout=0.1, data_dir=None):
     holdout = 360 / 1797
   part, side = _choose(parts, wanted, name, splittable=not isinstance(parts, records.Prepared))
   rows = parts[part](classes)
+  title = f'{name}[{wanted}]'
+  if rows.labels is not None and rows.labels.min(initial=0) < 0:
+    raise ValueError(f'{title} has examples without a label (-1); choose a split that is labelled.')
   index = np.arange(len(rows)) if side is None else held_out(rows.labels, holdout, side, name)
   index = _cut(index, bounds, split, shuffled=rows.by_class)
-  title = f'{name}[{wanted}]'
   if not len(index):
     raise ValueError(f'{name}: split {split!r} has no examples.')
   return Source(rows, index, rows.classes if classes is None else classes, title)
 
 
-def arrays(images, labels, classes=None, name='arrays'):          # uint8 (n, h, w[, 1|3|4]), int (n,) -> Source
+def arrays(images, labels, classes=None, name='arrays'):  # uint8 (n, h, w[, 1|3|4]), int (n,) -> Source
   """Examples that are in memory; class names default to '0', '1', ..."""
   rows = tables.Arrays(images, labels, name=name, classes=classes)
   return Source(rows, np.arange(len(rows)), rows.classes, name)
 
 
-def held_out(labels, fraction, side, name):                       # int32 (n,) -> int64 (m,), sorted
+def held_out(labels, fraction, side, name):  # int32 (n,) -> int64 (m,), sorted
   """Indices of the 'train' or 'test' side of labelled data, each class split by the same fraction."""
-  if side == 'test' and not fraction:
-    raise ValueError(f'{name} has no test split and holdout=0 holds nothing out of it; set holdout=0.1.')
+  if not fraction:
+    if side == 'test':
+      raise ValueError(f'{name} has no test split and holdout=0 holds nothing out of it; set holdout=0.1.')
+    return np.arange(len(labels))
   counts = np.bincount(labels)
   share = counts * fraction
   test = share.astype(np.int64)
   # Largest remainders get what rounding down left over, so that the total is right too.
   rest = round(share.sum()) - test.sum()
   test[np.argsort(test - share, kind='stable')[:rest]] += 1
-  test = np.minimum(np.maximum(test, 1), np.maximum(counts - 1, 0)) if fraction else test
+  test = np.minimum(np.maximum(test, 1), np.maximum(counts - 1, 0))
   order = np.lexsort((np.random.default_rng(SEED).random(len(labels)), labels))
-  rank = np.empty(len(labels), np.int64)                          # place of each example in its class's lottery
+  rank = np.empty(len(labels), np.int64)  # place of each example in its class's lottery
   rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
   return np.flatnonzero((rank < test[labels]) == (side == 'test'))
 
@@ -129,7 +135,7 @@ def _choose(parts, wanted, name, *, splittable):
   """(key of parts, side of the hold-out or None) for the split that was asked for."""
   group = next((group for group in (TRAIN, TEST) if wanted in group), ())
   only = next(iter(parts)) if len(parts) == 1 else None
-  whole = splittable and only is not None and only not in TEST   # one set, from which a test split can be held out
+  whole = splittable and only is not None and only not in TEST  # one set, from which a test split can be held out
   if whole and wanted == 'all':
     return only, None
   if whole and group:
@@ -145,6 +151,7 @@ def _choose(parts, wanted, name, *, splittable):
 
 def _cut(index, bounds, split, *, shuffled):
   """The part of an index that a slice's two bounds (None, '', '500', '-500', '12.5%') select."""
+
   def count(bound):
     if not bound:
       return None
@@ -167,14 +174,21 @@ def _parts(name, data_dir):
   if name.startswith('tfds:'):
     return records.named(name, data_dir)
   path = pathlib.Path(name).expanduser()
-  kinds = {'.csv': tables.table, '.jsonl': tables.table, '.npz': tables.npz, '.tar': archives.tars,
-           '.parquet': archives.parquets}
+  kinds = {
+    '.csv': tables.table,
+    '.jsonl': tables.table,
+    '.npz': tables.npz,
+    '.tar': archives.tars,
+    '.parquet': archives.parquets,
+  }
   if path.is_dir():
     return _folder(path)
   if not path.exists():
     near = os.listdir(path.parent) if path.parent.is_dir() else []
-    raise FileNotFoundError(f"{name}: no such folder or file; a data set is 'digits', a folder, tfds:NAME or a file "
-                            f'with suffix {" ".join(kinds)}.{listing.nearest(path.name, ["digits", *near])}')
+    raise FileNotFoundError(
+      f"{name}: no such folder or file; a data set is 'digits', a folder, tfds:NAME or a file "
+      f'with suffix {" ".join(kinds)}.{listing.nearest(path.name, ["digits", *near])}'
+    )
   if path.suffix.lower() not in kinds:
     raise ValueError(f'{name} is no data set: a file has one of the suffixes {" ".join(kinds)}; unpack others first.')
   return kinds[path.suffix.lower()]([path])
@@ -195,7 +209,7 @@ def _folder(path):
       return kind(found)
   if found := tables.idx(files):
     return found
-  if len(folders) == 1 and _is_nested(path / folders[0]):         # data/ of a hub's data set, NAME/NAME/ of a zip
+  if len(folders) == 1 and _is_nested(path / folders[0]):  # data/ of a hub's data set, NAME/NAME/ of a zip
     return _folder(path / folders[0])
   return {'all': functools.partial(_leaf, path, 'all', {})}
 

@@ -1,4 +1,5 @@
 """Pictures named in a file or held in arrays: class folders' files, CSV and JSON lines, .npz, MNIST's IDX, digits."""
+
 import csv
 import gzip
 import json
@@ -16,7 +17,7 @@ from vit_jax import listing
 class Files:
   """Picture files by name; `read` gives the bytes, so that a vanished file shows here, as OSError."""
 
-  def __init__(self, root, names, labels, classes, by_class=False):         # names: listing.Names, labels: int32 (n,)
+  def __init__(self, root, names, labels, classes, by_class=False):  # names: listing.Names, labels: int32 (n,)
     self.root, self.names, self.labels, self.classes, self.by_class = os.fspath(root), names, labels, classes, by_class
 
   def __len__(self):
@@ -35,22 +36,27 @@ class Files:
 
 class Arrays:
   """Pictures in memory; labels count from 0, and class names default to '0', '1', ..."""
+
   by_class = False
 
-  def __init__(self, images, labels, classes=None, *, name):      # uint8 (n, h, w[, 1|3|4]), int (n,) or (n, 1)
+  def __init__(self, images, labels, classes=None, *, name):  # uint8 (n, h, w[, 1|3|4]), int (n,) or (n, 1)
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
-      raise ValueError(f'{name}: images are {images.dtype} {images.shape}; wanted uint8 (n, h, w) or (n, h, w, 1|3|4) '
-                       f'with values 0 to 255.')
-    if labels.ndim == 2 and labels.shape[1] == 1:                 # as Keras keeps CIFAR's
+      raise ValueError(
+        f'{name}: images are {images.dtype} {images.shape}; wanted uint8 (n, h, w) or (n, h, w, 1|3|4) '
+        f'with values 0 to 255.'
+      )
+    if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras keeps CIFAR's
       labels = labels[:, 0]
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
       raise ValueError(f'{name}: labels are {labels.dtype} {labels.shape}; wanted integers ({len(images)},).')
     labels = labels.astype(np.int64)
     top = int(labels.max(initial=-1)) + 1
     if labels.min(initial=0) < 0 or (classes is not None and top > len(classes)):
-      raise ValueError(f'{name}: labels go from {labels.min()} to {labels.max()}; wanted 0 to '
-                       f'{len(classes) - 1 if classes is not None else "the number of classes - 1"}.')
+      raise ValueError(
+        f'{name}: labels go from {labels.min()} to {labels.max()}; wanted 0 to '
+        f'{len(classes) - 1 if classes is not None else "the number of classes - 1"}.'
+      )
     self.images, self.labels = images, labels.astype(np.int32)
     self.classes = [str(i) for i in range(top)] if classes is None else list(classes)
 
@@ -64,14 +70,14 @@ class Arrays:
     return self.images[i], self.labels[i]
 
   def digest(self):
-    some = self.images[::max(1, self.images.nbytes >> 24)]        # of big data a sample of 16 MB
+    some = self.images[:: max(1, self.images.nbytes >> 24)]  # of big data a sample of 16 MB
     return f'{self.images.shape}'.encode() + some.tobytes() + self.labels.astype('<i4').tobytes()
 
 
 def digits(_=None):
   """All 1,797 digits, uint8 (8, 8), in the file's order."""
   with gzip.open(pathlib.Path(__file__).with_name('digits.csv.gz'), 'rt') as file:
-    values = np.loadtxt(file, delimiter=',', dtype=np.uint8)      # (1797, 65): 64 values from 0 to 16, the label
+    values = np.loadtxt(file, delimiter=',', dtype=np.uint8)  # (1797, 65): 64 values from 0 to 16, the label
   images = np.round(values[:, :64] * (255 / 16)).astype(np.uint8)
   return Arrays(images.reshape(-1, 8, 8), values[:, 64], name='digits')
 
@@ -80,15 +86,17 @@ def npz(paths):
   """{'train': x_train with y_train, ...} of an .npz as Keras keeps MNIST."""
   [path] = paths
   try:
-    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:    # np.load alone leaks a damaged file
+    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:  # np.load alone leaks a damaged file
       held = {name: file[name] for name in file.files}
   except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
     raise ValueError(f'{path} is not an .npz of plain arrays: {error}') from None
   splits = [name[2:] for name in held if name.startswith('x_') and f'y_{name[2:]}' in held]
   if not splits:
     raise ValueError(f'{path} holds {", ".join(held) or "nothing"}; wanted x_train, y_train and x_test, y_test.')
-  return {split: lambda _, split=split: Arrays(held[f'x_{split}'], held[f'y_{split}'], name=f'{path}[{split}]')
-          for split in splits}
+  return {
+    split: lambda _, split=split: Arrays(held[f'x_{split}'], held[f'y_{split}'], name=f'{path}[{split}]')
+    for split in splits
+  }
 
 
 def idx(files):
@@ -96,16 +104,16 @@ def idx(files):
   found = {}
   for file in files:
     if match := re.fullmatch(r'(train|t10k|test)-images([-.])idx3-ubyte(\.gz)?', file.name):
-      labels = [other for other in files
-                if re.fullmatch(rf'{match[1]}-labels[-.]idx1-ubyte(\.gz)?', other.name)]
+      labels = [other for other in files if re.fullmatch(rf'{match[1]}-labels[-.]idx1-ubyte(\.gz)?', other.name)]
       if not labels:
         raise FileNotFoundError(f'{file} has no labels beside it; wanted {match[1]}-labels-idx1-ubyte.')
       found['train' if match[1] == 'train' else 'test'] = lambda _, pair=(file, labels[0]): Arrays(
-        _idx_array(pair[0]), _idx_array(pair[1]), name=str(pair[0]))
+        _idx_array(pair[0]), _idx_array(pair[1]), name=str(pair[0])
+      )
   return found
 
 
-def _idx_array(path):                                             # magic 0 0 8 ndim, big-endian sizes, bytes
+def _idx_array(path):  # magic 0 0 8 ndim, big-endian sizes, bytes
   try:
     with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
       data = file.read()
@@ -168,8 +176,17 @@ def _json_rows(file, path):
 
 
 def _checked(path, line, picture, label, split):
-  if not isinstance(picture, str) or not picture or isinstance(label, bool) or not isinstance(label, (str, int)) \
-      or label == '' or not isinstance(split, str) or not split:
-    raise ValueError(f'{path}:{line}: path {picture!r}, label {label!r}, split {split!r}; wanted a path and a label '
-                     f'that is a word or an integer.')
+  if (
+    not isinstance(picture, str)
+    or not picture
+    or isinstance(label, bool)
+    or not isinstance(label, (str, int))
+    or label == ''
+    or not isinstance(split, str)
+    or not split
+  ):
+    raise ValueError(
+      f'{path}:{line}: path {picture!r}, label {label!r}, split {split!r}; wanted a path and a label '
+      f'that is a word or an integer.'
+    )
   return line, picture, label, split

@@ -11,6 +11,7 @@ antialiased filters, 'tf_bilinear' is tf.image.resize's (half-pixel centres, no 
 timm's create_transform(is_training=False). Training crops as Inception does (Szegedy et al., 2014, section 6) in the
 form of torchvision's RandomResizedCrop: ten tries, then the largest centred crop of an allowed aspect.
 """
+import contextlib
 import functools
 import io
 import math
@@ -28,24 +29,27 @@ EVALUATION_CROPS = ('center', 'center_floor', 'squash')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'tf_bilinear')
 PADDING = 4                                      # pixels on each side: the CIFAR recipe of He et al., 2015, section 4.2
 
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}          # EXIF orientation: what puts the picture upright
+
 
 class Unreadable(ValueError):
   """A picture that cannot be decoded; the message is the reason, one line that does not name the file."""
 
 
-def decode(data, *, fast=False):                                                                       # -> (h, w, 3)
+def decode(data):                                                                                      # -> (h, w, 3)
   """uint8 (h, w, 3), C-contiguous, possibly read-only, for a picture in any form; see the top of this file.
 
   Args:
     data: bytes in any format that Pillow reads, str or Path of such a file, PIL.Image, or uint8 array (h, w),
       (h, w, 1), (h, w, 3) or (h, w, 4).
-    fast: OpenCV may decode an intact plain JPEG, where host_decoder() found that it gives the same bits.
 
   Raises:
     Unreadable: the file is missing, damaged, truncated, too large, or has no 8-bit meaning.
     ValueError: an array of another dtype or shape, or a value of another type.
   """
-  return np.ascontiguousarray(_picture(data, fast and host_decoder() == 'opencv'))
+  return np.ascontiguousarray(_picture(data))
 
 
 def preprocessing(size, *, crop='center', crop_pct=0.875, interpolation='bicubic', mean=(0.5, 0.5, 0.5),
@@ -64,7 +68,7 @@ def preprocessing(size, *, crop='center', crop_pct=0.875, interpolation='bicubic
   Raises ValueError where one of them is out of range.
   """
   height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
-  if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in (height, width)):
+  if not all(isinstance(n, (int, np.integer)) and n > 0 for n in (height, width)):
     raise ValueError(f'size={size!r}: wanted a positive number of pixels or a pair (height, width).')
   _check('crop', crop, EVALUATION_CROPS)
   _check('interpolation', interpolation, INTERPOLATIONS)
@@ -80,17 +84,16 @@ def preprocessing(size, *, crop='center', crop_pct=0.875, interpolation='bicubic
 def evaluation_image(image, row):                                                            # -> (size_h, size_w, 3)
   """uint8 (size_h, size_w, 3) for a picture in any form that `decode` takes, prepared as the row says.
 
-  Equal in every bit to timm's and Hugging Face's 8-bit (Pillow) pipelines, whatever decoders are installed; but a
-  picture of the row's size passes unchanged (timm enlarges and crops it, unless crop_pct is 1). Raises as `decode`, and
-  Unreadable for a picture so narrow that the resize would make it larger than MAX_PIXELS.
+  Equal in every bit to timm's and Hugging Face's 8-bit (Pillow) pipelines, whatever else is installed; but a picture of
+  the row's size passes unchanged (timm enlarges and crops it, unless crop_pct is 1). Raises as `decode`, and Unreadable
+  for a picture so narrow that the resize would make it larger than MAX_PIXELS.
   """
   picture = _picture(image)
   (h, w), (height, width) = _size(picture), row['size']
   if (h, w) == (height, width):
     return np.ascontiguousarray(picture)
   target = math.floor(height / row['crop_pct']), math.floor(width / row['crop_pct'])
-  if row['crop'] != 'squash':
-    target = _covering(h, w, target)
+  target = target if row['crop'] == 'squash' else _covering(h, w, target)
   if target[0] * target[1] > MAX_PIXELS:
     raise Unreadable(f'{w}x{h} pixels are too narrow: resized, it would be {target[1]}x{target[0]}')
   picture = _resized(picture, target, row['interpolation'])
@@ -109,16 +112,15 @@ def training_image(image, rng, *, size, crop='random', scale=(0.08, 1.0), ratio=
     crop: 'random' = random_box, then resize; 'pad' = resize, 4 zero pixels around, a random window; 'none' = resize.
     scale, ratio: see random_box.
     interpolation: 'bilinear', 'bicubic' or 'tf_bilinear', see the top of this file.
-    fast: OpenCV may decode and resize where host_decoder() found the result the same to one 8-bit step.
+    fast: OpenCV may resize where that is the same to one 8-bit step, if host_decoder() says 'opencv'.
   """
   _check('crop', crop, CROPS)
   _check('interpolation', interpolation, INTERPOLATIONS)
   height, width = (size, size) if isinstance(size, int) else size
-  fast = fast and host_decoder() == 'opencv'
-  picture = _picture(image, fast)
+  picture = _picture(image)
   if crop == 'random':
     picture = _cut(picture, random_box(*_size(picture), rng, scale=scale, ratio=ratio))
-  picture = _resized(picture, (height, width), interpolation, fast)
+  picture = _resized(picture, (height, width), interpolation, fast and host_decoder() == 'opencv')
   if crop == 'pad':
     picture = np.pad(picture, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
     left, top = rng.integers(2 * PADDING + 1, size=2)
@@ -129,7 +131,7 @@ def training_image(image, rng, *, size, crop='random', scale=(0.08, 1.0), ratio=
 def random_box(height, width, rng, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
   """(left, top, right, bottom), a random box in an image of height x width pixels.
 
-  scale: smallest and largest share of the area, uniform, at most 1. ratio: of width to height, uniform in the logarithm.
+  scale: the share of the area, uniform, at most 1. ratio: width / height, uniform in the logarithm.
   """
   if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
     raise ValueError(f'scale={scale}, ratio={ratio}: wanted (low, high) with 0 < low <= high, and scale at most 1.')
@@ -148,21 +150,18 @@ def random_box(height, width, rng, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
 
 @functools.cache
 def host_decoder():
-  """'opencv' where cv2 is installed and agrees with Pillow, else 'pillow': what fast=True may use, for run.json.
+  """'opencv' where cv2 is installed and enlarges a picture as Pillow does to one 8-bit step, else 'pillow'.
 
-  To agree, the installed build must decode a JPEG to the same bits, and enlarge it bilinearly to one 8-bit step.
+  What training_image(fast=True) uses beside Pillow, for run.json. Files are always decoded by Pillow: OpenCV gives the
+  same bits, hardly sooner, but also gives a picture for broken files that Pillow refuses.
   """
   try:
-    from cv2 import IMREAD_COLOR_RGB  # noqa: F401  (old builds lack it)
+    import cv2  # noqa: F401
   except ImportError:
     return 'pillow'
-  stream = io.BytesIO()
-  colours = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
-  Image.fromarray(colours).resize((61, 43), Image.Resampling.BICUBIC).save(stream, 'JPEG')
-  exact, quick = (_picture(stream.getvalue(), fast) for fast in (False, True))
-  larger = [np.ascontiguousarray(_resized(p, (97, 80), 'bilinear', p is quick)).astype(int) for p in (exact, quick)]
-  equal = np.array_equal(np.asarray(exact), quick) and abs(larger[0] - larger[1]).max() <= 1
-  return 'opencv' if equal else 'pillow'
+  small = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
+  slow, fast = (np.asarray(_resized(small, (41, 60), 'bilinear', fast=f)).astype(int) for f in (False, True))
+  return 'opencv' if abs(slow - fast).max() <= 1 else 'pillow'
 
 
 class _Hush(threading.local):
@@ -188,11 +187,9 @@ _HUSH = _Hush()
 _HUSHED = ('ignore', _HUSH, Warning, None, 0)    # the form of an entry of warnings.filters
 
 
-def _picture(data, fast=False):
-  """An upright RGB PIL.Image, or a uint8 array (h, w, 3), for whatever `decode` takes: below, either is a picture.
-
-  Pillow takes as long to hand its pixels to numpy as to decode them, so they change sides late, when they are few.
-  """
+def _picture(data):
+  """An upright RGB PIL.Image, or a uint8 array (h, w, 3), for whatever `decode` takes. Below, either is a picture:
+  pixels cross between Pillow and numpy late, when they are few."""
   if isinstance(data, np.ndarray):
     return _three_channels(data)
   if not isinstance(data, (bytes, bytearray, memoryview, str, os.PathLike, Image.Image)):
@@ -202,7 +199,7 @@ def _picture(data, fast=False):
       if isinstance(data, Image.Image):
         return _upright(data)
       data = pathlib.Path(data).read_bytes() if isinstance(data, (str, os.PathLike)) else data
-      return _upright(Image.open(io.BytesIO(data)), data if fast else b'')
+      return _upright(Image.open(io.BytesIO(data)))
   except UnidentifiedImageError as error:
     raise Unreadable('not a picture in a format that Pillow reads' if len(data) else 'an empty file') from error
   except Exception as error:                     # a format's parser raises whatever damaged bytes lead it to
@@ -210,30 +207,16 @@ def _picture(data, fast=False):
     raise Unreadable(reason.splitlines()[0]) from error
 
 
-def _upright(image, data=b''):
-  """A picture for an opened PIL.Image; given its bytes too, OpenCV decodes them if they are an intact plain JPEG."""
+def _upright(image):
+  """An upright RGB PIL.Image for one of any mode that may not be loaded yet."""
   if not 0 < image.width * image.height <= MAX_PIXELS:
     raise Unreadable(f'{image.width}x{image.height} pixels: wanted 1 to {MAX_PIXELS:,}')
-  # of a truncated file OpenCV returns a part without a word, so Pillow judges all that do not end with the end marker
-  if image.format == 'JPEG' and image.mode in ('L', 'RGB') and data[-2:] == b'\xff\xd9' and not _turn(image):
-    import cv2
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is not None and pixels.shape == (image.height, image.width, 3):
-      return pixels
   image.load()
-  turn = _turn(image)                            # after load(): a PNG may have its EXIF behind the pixels
+  turn = None
+  with contextlib.suppress(Exception):           # damaged EXIF says nothing about the pixels
+    turn = _TURNS.get(image.getexif().get(0x0112))         # after load(): a PNG may have it behind the pixels
   image = image if image.mode == 'RGB' else _eight_bit(image).convert('RGB')
   return image if turn is None else image.transpose(turn)
-
-
-def _turn(image):
-  """The transposition that puts a PIL.Image upright, or None. Damaged EXIF says nothing about the pixels."""
-  turn = Image.Transpose
-  try:
-    return {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
-            6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90}.get(image.getexif().get(0x0112))
-  except Exception:
-    return None
 
 
 def _eight_bit(image):

@@ -1,0 +1,30 @@
+"""The first thing to run: a tiny ViT on the embedded digits, 1,437 pictures of 8x8 to train on and 360 to test.
+
+  python -m vit_jax.main --config=configs/digits.py --workdir=runs/digits
+
+Expected: TODO
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  return ConfigDict({
+    'total_steps': 1500,
+    'eval_every': 500,
+    'model': {
+      'name': 'vit_tiny_patch16_224',                       # the family; what makes it this small follows
+      'img_size': 8,
+      'patch_size': 4,
+      'embed_dim': 64,
+      'depth': 4,
+      'num_heads': 4,
+      'mlp_ratio': 2.0,
+      'class_token': False,
+      'global_pool': 'avg',
+    },
+    'data': {'name': 'digits', 'scale': (0.6, 1.0), 'eval_crop': 'squash', 'interpolation': 'bilinear'},
+    'optim': {'lr': 2e-3, 'warmup': 0.1, 'weight_decay': 0.05, 'clip': 1.0},
+    'step': {'augment': {'flip': False, 'mixup': 0.2}},     # a mirrored digit is none
+    'save': {'every': 500},
+  })  # fmt: skip

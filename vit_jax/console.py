@@ -1,0 +1,48 @@
+"""What commands read and print: arguments with errors of one line, tables, hints. Standard library only."""
+
+import argparse
+import difflib
+import os
+import textwrap
+
+
+class Parser(argparse.ArgumentParser):
+  """An argument parser whose errors are one ValueError with the nearest right flag."""
+
+  def __init__(self, command, description, **options):
+    super().__init__(prog=f'vit_jax {command}', description=description, allow_abbrev=False, **options)
+
+  def error(self, message):
+    raise ValueError(f'{message}; {self.prog} --help shows what it takes.')
+
+  def parse_args(self, argv):
+    flags = [flag for action in self._actions for flag in action.option_strings]
+    for word in argv:  # before argparse misses the flag that was meant
+      if word.startswith('-') and word.partition('=')[0] not in flags:
+        raise ValueError(f'{self.prog} has no flag {word}{nearest(word.partition("=")[0], flags)}.')
+    return super().parse_args(argv)
+
+
+def nearest(word, words):
+  """' (did you mean X?)' for the nearest of words, or '' where none is near: the end of an error's first half."""
+  near = difflib.get_close_matches(word, list(words), n=1)
+  return f' (did you mean {near[0]}?)' if near else ''
+
+
+def table(rows, stream=None):
+  """Prints {word: value} to a stream (None: stdout), one a line, long values folded."""
+  width = max(map(len, rows)) + 2
+  for word, value in rows.items():
+    print(f'{word:<{width}}' + textwrap.fill(str(value), 100).replace('\n', '\n' + ' ' * width), file=stream)
+
+
+def accelerator_hint(platform, paths=('/dev/nvidia0', '/dev/accel0', '/dev/vfio/0')):
+  """One line that says what to install where jax runs on `platform` 'cpu' beside an accelerator, else None."""
+  found = next((path for path in paths if platform == 'cpu' and os.path.exists(path)), None)
+  if not found or os.environ.get('JAX_PLATFORMS') == 'cpu':
+    return None
+  if 'nvidia' in os.path.basename(found):
+    return (
+      f"{found} is here, but jax sees only the CPU: pip install -U 'jax[cuda13]' (drivers before 580: 'jax[cuda12]')"
+    )
+  return f"{found} is here, but jax sees only the CPU: on a TPU machine, pip install -U 'jax[tpu]'"

@@ -1,0 +1,239 @@
+"""What a person and a machine see of a run.
+
+stderr                  a progress bar on a terminal, elsewhere a line every few seconds
+WORKDIR/metrics.jsonl   one JSON object a line; floats have all digits, NaN and Infinity as Python's json has them
+WORKDIR/tensorboard/    the same numbers as train/loss, test/top1, ...
+WORKDIR/run.json        what ran: config, versions, devices, data, git
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+SECONDS = 5  # between two lines where there is no terminal
+
+
+class Watch:
+  """Numbers of a run -> screen, metrics.jsonl and TensorBoard.
+
+  A metrics.jsonl that is already there is continued: its lines past step start, and one that a kill tore apart, are
+  cut away, and {"resumed": start, "time": ...} is appended.
+
+  Args:
+    workdir: the run's folder, created when missing; None writes no files.
+    total_steps: where the run ends, for the bar and the time that is left.
+    start: the step that was restored; 0 for a run from the beginning.
+    primary: False in all processes but one, which then show and write nothing.
+    stream: where to show; sys.stderr when None.
+  """
+
+  def __init__(self, workdir, *, total_steps: int, start: int = 0, primary: bool = True, stream=None):
+    self._total, self._first, self._shown, self._pending = total_steps, None, None, None
+    self._stream = (stream or sys.stderr) if primary else None
+    self._bar = _bar(self._stream, total_steps, start) if primary and self._stream.isatty() else None
+    self._file = self._board = None
+    if workdir is not None and primary:
+      folder = pathlib.Path(workdir).absolute()
+      folder.mkdir(parents=True, exist_ok=True)
+      resumed = _cut(folder / 'metrics.jsonl', start)
+      self._file = (folder / 'metrics.jsonl').open('a', buffering=1)
+      if resumed:
+        self._write({'resumed': start, 'time': _now()})
+      self._board = _board(folder / 'tensorboard', start + 1 if resumed else None)
+
+  def train(self, step, values):
+    """Shows and records {'loss', 'lr', 'grad_norm', 'images_per_second', 'seconds', ...} of a training step."""
+    values = _plain(values)
+    self._write({'step': step, **values})
+    self._scalars('train', step, values)
+    now = time.monotonic()
+    loss, rest, speed = (
+      _text({name: values[name] for name in names if name in values})
+      for names in (('loss',), ('lr', 'grad_norm'), ('images_per_second',))
+    )
+    left = self._left(step, now)
+    if self._bar:  # without rest, or the bar would have no room on 80 columns
+      text = '  '.join(filter(None, (loss, speed, left)))
+      self._bar.update(self._bar.task_ids[0], completed=step, text=text, refresh=True)
+      return
+    self._pending = '  '.join(filter(None, (f'step {step}/{self._total}', loss, rest, speed, left)))
+    if self._shown is None or now - self._shown >= SECONDS:
+      self._flush(now)
+
+  def evaluation(self, step, values):
+    """Shows and records {'split', 'loss', 'top1', 'top5', 'examples', 'seconds', ...} of an evaluation."""
+    values = _plain(values)
+    self._write({'step': step, **values})
+    self._scalars(values.get('split', 'evaluation'), step, values)
+    self.note(f'step {step}  {_text(values)}')
+    if self._board:
+      self._board.flush()
+
+  def note(self, text):
+    """Shows a line, above the bar where there is one."""
+    if self._bar:
+      self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+      self._flush(self._shown)
+      self._print(text)
+
+  def close(self):
+    """Shows the last numbers and closes the files. A second call does nothing."""
+    self._flush(self._shown)
+    if self._bar:
+      self._bar.stop()
+    for one in filter(None, (self._file, self._board)):
+      one.close()
+    self._bar = self._file = self._board = None
+
+  def _left(self, step, now):
+    """The time left at the speed since the first call, pauses for evaluation included; that call gives none."""
+    first, begun = self._first = self._first or (step, now)
+    if step <= first:
+      return None
+    left = (now - begun) / (step - first) * max(0, self._total - step)
+    return f'{datetime.timedelta(seconds=round(left))} left'
+
+  def _flush(self, now):
+    if self._pending:
+      self._print(self._pending)
+    self._pending, self._shown = None, now
+
+  def _print(self, text):
+    if self._stream:
+      print(text, file=self._stream, flush=True)
+
+  def _write(self, row):
+    if self._file:
+      self._file.write(json.dumps(row) + '\n')  # line buffered: a killed process loses at most this line
+
+  def _scalars(self, group, step, values):
+    for name, value in values.items():
+      if self._board and not isinstance(value, str):
+        self._board.add_scalar(f'{group}/{name}', value, step)
+
+
+def _bar(stream, total_steps, start):
+  import rich.console
+  import rich.progress as progress
+
+  # No thread redraws it, which would cost the training time: every call of train does. stdout stays a pipe's.
+  columns = progress.BarColumn(30), progress.MofNCompleteColumn(), progress.TextColumn('{task.fields[text]}')
+  bar = progress.Progress(
+    *columns, console=rich.console.Console(file=stream), auto_refresh=False, redirect_stdout=False
+  )
+  bar.add_task('', total=total_steps, completed=start, text='compiling')
+  bar.start()
+  return bar
+
+
+def _board(folder, purge_step):
+  import tensorboardX
+
+  # tensorboardX names files by the second and would overwrite the one of a run that was restarted within it.
+  suffix = f'.{time.time_ns()}'
+  return tensorboardX.SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=suffix, flush_secs=10)
+
+
+def _plain(values):
+  """Numbers of numpy and jax -> Python's: float32 becomes the float of the same value, so nothing is rounded."""
+  return {name: value if isinstance(value, (str, int, float)) else value.item() for name, value in values.items()}
+
+
+def _text(values):
+  units = {'images_per_second': '{:.0f} images/s', 'seconds': '{:.1f} s', 'examples': '{} examples', 'split': '{}'}
+  return '  '.join(units.get(name, f'{name} {{:.4g}}').format(value) for name, value in values.items())
+
+
+def _cut(path, start):
+  """Cuts metrics.jsonl after step start; whether there is a run to go on with."""
+  if not path.exists():
+    return start > 0
+  lines = path.read_text(errors='replace').splitlines(keepends=True)
+  kept = [line for line in lines if _step(line) <= start]
+  if kept != lines:
+    _replace(path, ''.join(kept))
+  return start > 0 or bool(lines)
+
+
+def _step(line):
+  """The step of a line; a torn one is of no step that could be kept."""
+  try:
+    row = json.loads(line)
+    return row.get('step', row.get('resumed', 0)) if line.endswith('\n') else float('inf')
+  except (ValueError, AttributeError):
+    return float('inf')
+
+
+def run_record(config, data_fingerprint, extra) -> dict:
+  """What ran, as a JSON dict: config, data, versions, devices, git, command, folder, time; extra's keys are added.
+
+  git has the commit and whether tracked files differ from it, for the repository of the current folder and for that of
+  the package; None where there is none.
+  """
+  import jax
+
+  import vit_jax
+
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'pillow')
+  devices = jax.devices()
+  return {
+    'config': config,
+    'data': data_fingerprint,
+    'versions': {'python': sys.version.split()[0], 'vit_jax': vit_jax.__version__,
+                 **{name: _version(name) for name in packages}},
+    'devices': {'platform': devices[0].platform, 'kind': devices[0].device_kind, 'count': len(devices),
+                'processes': jax.process_count()},
+    'git': {'folder': _git('.'), 'package': _git(pathlib.Path(__file__).parent)},
+    'command': sys.orig_argv,
+    'folder': os.getcwd(),
+    'time': _now(),
+    **extra,
+  }  # fmt: skip
+
+
+def write_json(path, value):
+  """A JSON value -> a file, which is either the old one or wholly the new one, whenever the process dies."""
+  _replace(pathlib.Path(path), json.dumps(value, indent=2) + '\n')
+
+
+def _replace(path, text):
+  temporary = path.with_name(path.name + '.tmp')
+  try:
+    with temporary.open('w') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+def _now():
+  return datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+
+
+def _version(package):
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _git(folder):
+  """A folder -> {'commit', 'dirty'} of its repository; None without a repository, a commit or git."""
+  # No fsmonitor: it would run a command that the repository names. No locks: another git may be at work.
+  command = ['git', '-c', 'core.fsmonitor=false', 'status', '--porcelain=v2', '--branch', '--untracked-files=no']
+  try:
+    out = subprocess.run(command, cwd=folder, env={**os.environ, 'GIT_OPTIONAL_LOCKS': '0'}, timeout=10, check=True,
+                         capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+  except (OSError, subprocess.SubprocessError):
+    return None
+  commit = next((line.split()[-1] for line in out if line.startswith('# branch.oid')), '(initial)')
+  return None if commit == '(initial)' else {'commit': commit, 'dirty': any(not line.startswith('#') for line in out)}

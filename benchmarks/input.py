@@ -100,7 +100,7 @@ def torch_pillow(folder, threads):
 
 def tf_data(folder, threads):
   """Epochs of a tf.data pipeline that decodes only the crop."""
-  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'                              # it remarks on every CUDA library that is missing
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'        # else a page about absent CUDA libraries
   import tensorflow as tf
 
   def load(path):

@@ -8,6 +8,16 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import pytest  # noqa: E402
 
 
+@pytest.fixture(scope='session', autouse=True)
+def compilation_cache(tmp_path_factory):
+  """One persistent compilation cache for the session: most tests compile what another one has compiled."""
+  import jax
+
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('jax_cache')))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
 @pytest.fixture
 def devices():
   """The eight emulated devices."""

@@ -2,8 +2,8 @@
 
 import pathlib
 
-import pytest
 from ml_collections import ConfigDict
+import pytest
 
 from vit_jax import config
 

@@ -145,7 +145,18 @@ def test_heavy_packages_are_imported_where_they_are_used(name):
 
 @pytest.mark.parametrize('name', FILES)
 def test_forbidden_words(name):
-  text = FILES[name].read_text(encoding='utf-8')
+  forbidden_words(FILES[name].read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+def test_configs_are_finished_and_say_how_they_are_run(path):
+  text = path.read_text(encoding='utf-8')
+  forbidden_words(text)
+  if path.stem != '__init__':
+    assert f'python -m vit_jax.main --config=configs/{path.name}' in ast.get_docstring(ast.parse(text))
+
+
+def forbidden_words(text):
   for pattern, why in FORBIDDEN.items():
     found = re.search(pattern, text)
     assert not found, f'{found.group()}: {why}'

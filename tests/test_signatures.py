@@ -60,7 +60,11 @@ def test_values_that_do_not_fit(value, kind):
 
 
 def test_a_signature_gives_types_from_annotations_then_from_defaults():
-  class Thing:
+  class Meta(type):
+    def __call__(cls, *args, **kwargs):
+      pass
+
+  class Thing(metaclass=Meta):
     def __init__(self, first, *rest, size: int | None = None, rate=0.5, name=None, path, **others):
       pass
 

@@ -301,7 +301,7 @@ def test_evaluation_sizes_are_timms(crop, crop_pct, size, resized):
 
 
 def test_a_picture_of_the_right_size_passes_unchanged():
-  row = preprocessing((73, 111))
+  row = preprocessing((73, 111), crop_pct=1.0)
   np.testing.assert_array_equal(evaluation_image(PHOTO, row), PIXELS)
   np.testing.assert_array_equal(evaluation_image(PIXELS, row), PIXELS)
 

@@ -62,6 +62,18 @@ def test_lines_hold_what_was_given(tmp_path):
   assert rows(tmp_path) == [{'step': 10, **TRAIN}, {'step': 10, **TEST}]
 
 
+def test_lists_and_nothing_go_to_the_file_alone(tmp_path):
+  stream = io.StringIO()
+  w = watch.Watch(tmp_path, total_steps=1, stream=stream)
+  w.train(1, {'loss': 1.5, 'lr': None})
+  w.evaluation(1, {'split': 'test', 'kind': 'a', 'top1': 0.5, 'per_class': np.array([0.25, 0.75]), 'names': ['a', 'b']})
+  w.close()
+  evaluated = {'split': 'test', 'kind': 'a', 'top1': 0.5, 'per_class': [0.25, 0.75], 'names': ['a', 'b']}
+  assert rows(tmp_path) == [{'step': 1, 'loss': 1.5, 'lr': None}, {'step': 1, **evaluated}]
+  assert stream.getvalue() == 'step 1/1  loss 1.5\nstep 1  test  kind a  top1 0.5\n'
+  assert {tag for _, tag, _ in events(tmp_path / 'tensorboard')[0]} == {'train/loss', 'test/top1'}
+
+
 @pytest.mark.parametrize('tail', ['', '{"step": 25, "lo', '{"step": 25', '2', '\n', '{"step": 15}'])
 def test_resume_cuts_what_is_past_the_restored_step(tmp_path, tail):
   run(tmp_path, range(5, 26, 5))

@@ -190,7 +190,7 @@ def _section(path, given, table, texts):
     if key not in taken and key not in children and key not in optional:
       raise ValueError(_unknown(path, key, [*taken, *children, *optional], table))
   out = {}
-  for key, (kind, default) in (optional | taken).items():
+  for key, (kind, default) in (taken | optional | taken).items():  # in the signature's order, and its values
     name = _join(path, key)
     if key in children:
       continue

@@ -164,7 +164,7 @@ def eval_batches(data, source, *, batch, process_index=0, process_count=1):
   Raises as train_batches does.
   """
   size, n = tuple(data.row['size']), len(source)
-  ready = _ready(source, size)
+  ready = _ready(source, size) if data.row['crop_pct'] == 1 else None
   share = _share(batch, process_index, process_count)
   _check_unreadable(data, source)
   make = lambda image: transforms.evaluation_image(image, data.row)

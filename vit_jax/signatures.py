@@ -17,9 +17,10 @@ NAMES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: '
 
 def signature(function, leave=()):
   """{argument: (type, default or REQUIRED)} of a function or class, without those in `leave`, *args and **kwargs."""
-  hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-  found = {}
-  for key, parameter in inspect.signature(function).parameters.items():
+  is_class = inspect.isclass(function)
+  function = function.__init__ if is_class else function  # a metaclass, as NNX has, hides what a class takes
+  hints, found = typing.get_type_hints(function), {}
+  for key, parameter in list(inspect.signature(function).parameters.items())[is_class:]:
     if key not in leave and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
       silent = parameter.default is None or parameter.default is REQUIRED
       found[key] = hints.get(key, typing.Any if silent else type(parameter.default)), parameter.default

@@ -60,6 +60,11 @@ class Source:
   def labels(self):
     return None if self._rows.labels is None else self._label[self._rows.labels[self._index]]
 
+  def images(self):
+    """uint8 (n, h, w[, c]) where the pictures lie in memory at one size, else None: a batch is then one indexing."""
+    images = getattr(self._rows, 'images', None)
+    return None if images is None else images[self._index]
+
   def fingerprint(self):
     parts = self._rows.digest(), self._index.astype('<i8').tobytes(), '\0'.join(self.classes).encode()
     return hashlib.sha256(b''.join(hashlib.sha256(part).digest() for part in parts)).hexdigest()

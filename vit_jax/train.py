@@ -23,6 +23,9 @@ from vit_jax import sharding, state, tasks, watch as watch_lib
 from vit_jax.workdir import Workdir
 
 
+LOGGED = 'loss', 'top1', 'top5', 'examples', 'seconds'  # of an evaluation, in metrics.jsonl
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
   """How a training step is computed.
@@ -109,9 +112,14 @@ def make_step(graphdef, optimizer, task, row, *, seed, options):
     if optimizer.ema is not None:
       new['ema'] = optim_lib.average(run['ema'], new['params'], optimizer.ema, run['step'])
     rate = {} if optimizer.schedule is None else {'lr': optimizer.schedule(run['step'])}
-    return new, {'loss': loss, **rate, 'grad_norm': optax.global_norm(grads)}
+    return new, {'loss': loss, **rate, 'grad_norm': _norm(grads)}
 
   return train_step
+
+
+def _norm(tree):
+  """The Euclidean norm of all arrays of a tree as one vector, float32."""
+  return jnp.sqrt(sum(jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(tree)))
 
 
 def make_eval_step(graphdef, task, row, dtype):
@@ -178,12 +186,7 @@ def fit(
   """
   options, devices = Step(**step or {}), sharding.make_mesh(**mesh or {})
   batch_eval = batch if batch_eval is None else batch_eval
-  sharding.check_batch(devices, batch=batch, batch_eval=batch_eval)
-  if batch % options.accumulate:
-    raise ValueError(f'batch={batch} does not split into step.accumulate={options.accumulate} micro-batches.')
-  sharding.check_batch(devices, **{'batch / step.accumulate': batch // options.accumulate})
-  if eval_every is not None and eval_every < 1 or log_every < 1:
-    raise ValueError(f'log_every={log_every} and eval_every={eval_every} count steps from 1; eval_every=None is once, last.')
+  _check_counts(devices, options, batch=batch, batch_eval=batch_eval, log_every=log_every, eval_every=eval_every)
   if data.train is None:
     raise ValueError('There is no training data; give data.train.')
   task = task or tasks.make(classes=data.classes)
@@ -205,6 +208,12 @@ def fit(
     state.update(model, *_weights(run))
     return Result(model, folder.metrics() or {}, steps)
 
+  watch = watch_lib.Watch(workdir, total_steps=steps, start=folder.first, primary=jax.process_index() == 0)
+  if folder.begun not in (None, steps) and optimizer.schedule:
+    old = _optimizer(optim, folder.begun).schedule
+    watch.note(f'total_steps {folder.begun} -> {steps}: the learning rate of step {folder.first + 1} is now '
+               f'{optimizer.schedule(folder.first):.3g}; it ended at {old(folder.begun - 1):.3g}.')  # fmt: skip
+  data = dataclasses.replace(data, report=watch.note)
   train_step = make_step(graphdef, optimizer, task, data.row, seed=seed, options=options)
   train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, sharding.replicated(devices)))
   test = None if data.test is None else Evaluator(graphdef, task, data, data.test, mesh=devices, batch=batch_eval,
@@ -212,49 +221,46 @@ def fit(
   batches = data_lib.train_batches(data, batch=batch, seed=seed, start=folder.first,
                                    process_index=jax.process_index(), process_count=jax.process_count())  # fmt: skip
   placed = data_lib.to_device(batches, sharding.batch(devices))
-  watch = watch_lib.Watch(workdir, total_steps=steps, start=folder.first)
-  if folder.begun not in (None, steps) and optimizer.schedule:
-    old = _optimizer(optim, folder.begun).schedule
-    watch.note(f'total_steps {folder.begun} -> {steps}: the learning rate of step {folder.first + 1} is now '
-               f'{optimizer.schedule(folder.first):.3g}; it ended at {old(folder.begun - 1):.3g}.')  # fmt: skip
-  speed, metrics = Speed(batch), None
+  due = lambda step, every: step == steps or every is not None and step % every == 0
+  speed, metrics = Speed(batch), {}
   try:
     for number in range(folder.first + 1, steps + 1):
       with _trace(profile, number, folder.path):
         run, values = train_step(run, next(placed)[1])
-      if number % log_every == 0 or number in (folder.first + 1, steps):
+      if due(number, log_every) or number == folder.first + 1:
         values = {key: float(value) for key, value in values.items()}               # waits for the step
-        watch.train(number, {'lr': None, **values, 'images_per_second': speed(number)})
-      metrics = None
-      if test and (number == steps or eval_every and number % eval_every == 0):
+        watch.train(number, {'loss': None, 'lr': None, **values, **speed(number)})
+      evaluated = test is not None and due(number, eval_every)
+      if evaluated:
         metrics = test(*_weights(run))
-        watch.evaluation(number, {'split': 'test', **metrics})
+        watch.evaluation(number, {'split': 'test', **{key: metrics[key] for key in LOGGED}})
         speed.pause(number)
-      if metrics or folder.due(number):
-        folder.save(number, run, metrics, metrics and metrics[task.best])
+      if evaluated or due(number, folder.every):
+        folder.save(number, run, metrics if evaluated else None, metrics[task.best] if evaluated else None)
   finally:
     placed.close()
     watch.close()
     folder.close()
   state.update(model, *_weights(run))
-  return Result(model, metrics or {}, steps)
+  return Result(model, metrics, steps)
 
 
 class Speed:
-  """Images a second between two calls; pauses (compilation, evaluation) are not counted."""
+  """Seconds since the beginning, and images a second between two calls; pauses for an evaluation are not counted."""
 
   def __init__(self, batch):
-    self.batch, self.since = batch, None
+    self.batch, self.begun, self.since = batch, time.perf_counter(), None
 
   def pause(self, step):
     """Starts the clock anew after step `step`."""
     self.since = step, time.perf_counter()
 
   def __call__(self, step):
-    """Images a second since the last call or pause; None at the first call, whose step compiled."""
+    """{'images_per_second', 'seconds'}; no speed at the first call, whose step compiled."""
     since = self.since
     self.pause(step)
-    return None if since is None else (step - since[0]) * self.batch / (self.since[1] - since[1])
+    speed = None if since is None else (step - since[0]) * self.batch / (self.since[1] - since[1])
+    return {'images_per_second': speed, 'seconds': self.since[1] - self.begun}
 
 
 @contextlib.contextmanager
@@ -266,6 +272,15 @@ def _trace(profile, step, folder):
   if profile and step == profile[1]:
     jax.effects_barrier()
     jax.profiler.stop_trace()
+
+
+def _check_counts(devices, options, *, batch, batch_eval, log_every=1, eval_every=None):
+  """Raises ValueError for counts that are too small or do not divide."""
+  if log_every < 1 or eval_every is not None and eval_every < 1:
+    raise ValueError(f'log_every={log_every} and eval_every={eval_every} count steps from 1; eval_every=None is once, last.')
+  if batch % options.accumulate:
+    raise ValueError(f'batch={batch} does not split into step.accumulate={options.accumulate} micro-batches.')
+  sharding.check_batch(devices, batch=batch, batch_eval=batch_eval, **{'batch / step.accumulate': batch // options.accumulate})
 
 
 def _optimizer(optim, steps):
@@ -294,7 +309,7 @@ def run(config, workdir, *, extend=False):
   if config['deterministic']:                               # read when the backend starts; a CPU needs nothing
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
   devices, options = sharding.make_mesh(**config['mesh']), Step(**config['step'])
-  sharding.check_batch(devices, batch=config['batch'], batch_eval=config['batch_eval'])
+  _check_counts(devices, options, batch=config['batch'], batch_eval=config['batch_eval'])
   wanted = dict(config['model'])
   name, num_classes, weights, reset, numerics = (
     wanted.pop(key) for key in ('name', 'num_classes', 'pretrained', 'reset', 'numerics'))  # fmt: skip

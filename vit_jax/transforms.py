@@ -84,14 +84,12 @@ def preprocessing(size, *, crop='center', crop_pct=0.875, interpolation='bicubic
 def evaluation_image(image, row):                                                            # -> (size_h, size_w, 3)
   """uint8 (size_h, size_w, 3) for a picture in any form that `decode` takes, prepared as the row says.
 
-  Equal in every bit to timm's and Hugging Face's 8-bit (Pillow) pipelines, whatever else is installed; but a picture of
-  the row's size passes unchanged (timm enlarges and crops it, unless crop_pct is 1). Raises as `decode`, and Unreadable
-  for a picture so narrow that the resize would make it larger than MAX_PIXELS.
+  Equal in every bit to timm's and Hugging Face's 8-bit (Pillow) pipelines, whatever else is installed. A picture of the
+  row's size passes unchanged only if crop_pct is 1. Raises as `decode`, and Unreadable for a picture so narrow that the
+  resize would make it larger than MAX_PIXELS.
   """
   picture = _picture(image)
   (h, w), (height, width) = _size(picture), row['size']
-  if (h, w) == (height, width):
-    return np.ascontiguousarray(picture)
   target = math.floor(height / row['crop_pct']), math.floor(width / row['crop_pct'])
   target = target if row['crop'] == 'squash' else _covering(h, w, target)
   if target[0] * target[1] > MAX_PIXELS:
@@ -122,9 +120,10 @@ def training_image(image, rng, *, size, crop='random', scale=(0.08, 1.0), ratio=
     picture = _cut(picture, random_box(*_size(picture), rng, scale=scale, ratio=ratio))
   picture = _resized(picture, (height, width), interpolation, fast and host_decoder() == 'opencv')
   if crop == 'pad':
-    picture = np.pad(picture, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-    left, top = rng.integers(2 * PADDING + 1, size=2)
-    picture = _cut(picture, (left, top, left + width, top + height))
+    padded = np.zeros((height + 2 * PADDING, width + 2 * PADDING, 3), np.uint8)     # np.pad takes four times as long
+    padded[PADDING : PADDING + height, PADDING : PADDING + width] = picture
+    left, top = int(rng.integers(2 * PADDING + 1)), int(rng.integers(2 * PADDING + 1))
+    picture = padded[top : top + height, left : left + width]
   return np.ascontiguousarray(picture)
 
 

@@ -66,7 +66,7 @@ class Watch:
       self._flush(now)
 
   def evaluation(self, step, values):
-    """Shows and records {'split', 'loss', 'top1', 'top5', 'examples', 'seconds', ...} of an evaluation."""
+    """Shows and records {'split', 'loss', 'top1', 'top5', 'examples', 'seconds', ...}; lists only in metrics.jsonl."""
     values = _plain(values)
     self._write({'step': step, **values})
     self._scalars(values.get('split', 'evaluation'), step, values)
@@ -114,7 +114,7 @@ class Watch:
 
   def _scalars(self, group, step, values):
     for name, value in values.items():
-      if self._board and not isinstance(value, str):
+      if self._board and isinstance(value, (int, float)):
         self._board.add_scalar(f'{group}/{name}', value, step)
 
 
@@ -141,13 +141,15 @@ def _board(folder, purge_step):
 
 
 def _plain(values):
-  """Numbers of numpy and jax -> Python's: float32 becomes the float of the same value, so nothing is rounded."""
-  return {name: value if isinstance(value, (str, int, float)) else value.item() for name, value in values.items()}
+  """Numbers and arrays of numpy and jax -> Python's: a float32 becomes the float of the same value, unrounded."""
+  return {name: value.tolist() if hasattr(value, 'tolist') else value for name, value in values.items()}
 
 
 def _text(values):
   units = {'images_per_second': '{:.0f} images/s', 'seconds': '{:.1f} s', 'examples': '{} examples', 'split': '{}'}
-  return '  '.join(units.get(name, f'{name} {{:.4g}}').format(value) for name, value in values.items())
+  shown = {name: value for name, value in values.items() if isinstance(value, (str, int, float))}
+  return '  '.join(units.get(name, name + (' {}' if isinstance(value, str) else ' {:.4g}')).format(value)
+                   for name, value in shown.items())  # fmt: skip
 
 
 def _cut(path, start):
@@ -180,7 +182,7 @@ def run_record(config, data_fingerprint, extra) -> dict:
 
   import vit_jax
 
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'pillow')
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pillow')
   devices = jax.devices()
   return {
     'config': config,

@@ -39,8 +39,6 @@ class Workdir:
       self.begun = old['config']['total_steps']
     self.checkpoints = checkpoint.Checkpoints(self.path, **save)
     self.first = self.checkpoints.latest() or 0
-    if self.first > steps:
-      raise ValueError(f'{self.path} is at step {self.first}, past total_steps={steps}; choose another --workdir.')
     if not self.finished and jax.process_index() == 0:
       made = pretrained.origin(model) or {'name': None, 'architecture': None}
       described = {**made, 'preprocessing': data.row, 'classes': data.classes}
@@ -65,9 +63,10 @@ class Workdir:
       saved = jax.jit(_map_layers(state.stack), out_shardings=jax.tree.map(lambda a: a.sharding, like))(saved)
     return saved | {'step': jax.device_put(jnp.int32(self.first), sharding.replicated(mesh))}
 
-  def due(self, step):
-    """Whether a step is to be saved although it was not evaluated."""
-    return self.checkpoints is not None and (step % self.checkpoints.every == 0 or step == self.steps)
+  @property
+  def every(self):
+    """Steps between two saves; None where nothing is saved."""
+    return self.checkpoints and self.checkpoints.every
 
   def save(self, step, run, metrics, score):
     """Starts to write a step in the background. metrics, score: of its evaluation, both None where there was none."""

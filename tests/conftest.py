@@ -2,7 +2,9 @@
 
 import os
 
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+# optimization level 0: the suite compiles hundreds of tiny programs, and LLVM's passes would be a third of its time
+FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import pytest  # noqa: E402

@@ -5,7 +5,8 @@ import pathlib
 from ml_collections import ConfigDict
 import pytest
 
-from vit_jax import config
+from vit_jax import config, train
+from vit_jax.signatures import MISFIT, fit, signature
 
 
 def create_model(name: str, *, pretrained: bool | str = False, num_classes: int | None = None, seed: int = 0, **more):
@@ -239,3 +240,34 @@ def test_a_missing_config_names_the_nearest(tmp_path, monkeypatch, spec, near):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(FileNotFoundError, match=near):
     config.find(spec)
+
+
+def test_the_real_sections():
+  sections = config.functions()
+  assert [name for name in sections if name and '.' not in name] == [
+    'model',
+    'data',
+    'task',
+    'optim',
+    'step',
+    'save',
+    'mesh',
+  ]
+  keys = ['job', 'seed', 'total_steps', 'batch', 'batch_eval', 'log_every', 'eval_every', 'deterministic', 'profile']
+  assert list(signature(sections[''])) == keys
+  for section, context in config.CONTEXT.items():
+    assert set(context) <= set(signature(sections[section])), 'context is what the function does take'
+
+
+def test_the_defaults_of_a_run_are_those_of_fit():
+  run, library = signature(config.top_level), signature(train.fit)
+  for key in ('seed', 'batch', 'batch_eval', 'log_every', 'eval_every', 'profile'):
+    assert run[key][1] == library[key][1]
+
+
+def test_real_architecture_keys_have_types():
+  kinds = config.architecture('ViT-B_16')
+  assert kinds['embed_dim'] == (int, 768)
+  assert fit((28, 14), kinds['img_size'][0]) is MISFIT, 'lists, as configs have them'
+  assert fit([28, 14], kinds['img_size'][0]) == [28, 14]
+  assert not {'rngs', 'scan', 'remat', 'attention'} & set(kinds)

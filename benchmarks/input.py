@@ -61,6 +61,7 @@ def ours(folder, threads, interpolation):
   def epoch():
     for _ in range(steps):
       yield next(batches)['image']
+
   return epoch
 
 
@@ -93,22 +94,27 @@ def torch_pillow(folder, threads):
       image = image.crop(sample_box(random, *image.size)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
       return torch.from_numpy(np.array(image))
 
-  torch.set_num_threads(1)                                             # the parent only collates
+  torch.set_num_threads(1)  # the parent only collates
   loader = torch.utils.data.DataLoader(Folder(), BATCH, shuffle=True, num_workers=threads, drop_last=True)
   return lambda: iter(loader)
 
 
 def tf_data(folder, threads):
   """Epochs of a tf.data pipeline that decodes only the crop."""
-  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'        # else a page about absent CUDA libraries
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # else a page about absent CUDA libraries
   import tensorflow as tf
 
   def load(path):
     data = tf.io.read_file(path)
     shape = tf.io.extract_jpeg_shape(data)
     begin, size, _ = tf.image.sample_distorted_bounding_box(
-      shape, tf.zeros((1, 0, 4)), min_object_covered=0.0, area_range=SCALE, aspect_ratio_range=RATIO,
-      use_image_if_no_bounding_boxes=True)
+      shape,
+      tf.zeros((1, 0, 4)),
+      min_object_covered=0.0,
+      area_range=SCALE,
+      aspect_ratio_range=RATIO,
+      use_image_if_no_bounding_boxes=True,
+    )
     window = tf.stack([begin[0], begin[1], size[0], size[1]])
     image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
     return tf.cast(tf.round(tf.image.resize(image, (SIZE, SIZE))), tf.uint8)
@@ -119,7 +125,7 @@ def tf_data(folder, threads):
   return lambda: dataset.as_numpy_iterator()
 
 
-LOADERS = {                                                             # name -> (maker of epochs, package it needs)
+LOADERS = {  # name -> (maker of epochs, package it needs)
   'vit_jax, bilinear': (functools.partial(ours, interpolation='bilinear'), 'vit_jax'),
   'torch + Pillow': (torch_pillow, 'torch'),
   'vit_jax, tf_bilinear': (functools.partial(ours, interpolation='tf_bilinear'), 'vit_jax'),
@@ -160,9 +166,16 @@ def main():
     for _ in range(args.rounds):
       for name in runs:
         runs[name].append(measure.child('--child', name, folder, f'--threads={args.threads}')[0])
-  rows = [{'loader': name, 'images per CPU second': statistics.median(r['per_cpu_second'] for r in found),
-           'lowest': min(r['per_cpu_second'] for r in found), 'highest': max(r['per_cpu_second'] for r in found),
-           'images per second': statistics.median(r['per_second'] for r in found)} for name, found in runs.items()]
+  rows = [
+    {
+      'loader': name,
+      'images per CPU second': statistics.median(r['per_cpu_second'] for r in found),
+      'lowest': min(r['per_cpu_second'] for r in found),
+      'highest': max(r['per_cpu_second'] for r in found),
+      'images per second': statistics.median(r['per_second'] for r in found),
+    }
+    for name, found in runs.items()
+  ]
   print(f'{args.images} JPEGs of {size / 1e3:.0f} kB, {args.threads} threads, {args.rounds} rounds')
   measure.table(rows)
   measure.record('input', machine, rows)

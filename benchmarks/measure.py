@@ -47,16 +47,28 @@ def child(*args):
 def train(config, data, *overrides):
   """A row for one whole run of vit_jax on a shipped config: epochs, last test accuracy, CPU and wall seconds."""
   with tempfile.TemporaryDirectory() as workdir:
-    command = [sys.executable, '-m', 'vit_jax.main', f'--config={config}', f'--config.data.name={data}',
-               f'--workdir={workdir}/run', *overrides]
+    command = [
+      sys.executable,
+      '-m',
+      'vit_jax.main',
+      f'--config={config}',
+      f'--config.data.name={data}',
+      f'--workdir={workdir}/run',
+      *overrides,
+    ]
     _, cpu, wall = run(command)
     lines = [json.loads(line) for line in pathlib.Path(workdir, 'run', 'metrics.jsonl').read_text().splitlines()]
     record = json.loads(pathlib.Path(workdir, 'run', 'run.json').read_text())['config']
   with np.load(data) as file:
     images = len(file['y_train'])
   top1 = [line['top1'] for line in lines if 'top1' in line][-1]
-  return {'run': f'vit_jax, configs/{config}.py', 'epochs': record['total_steps'] * record['batch'] / images,
-          'top1': top1, 'CPU seconds': cpu, 'seconds': wall}
+  return {
+    'run': f'vit_jax, configs/{config}.py',
+    'epochs': record['total_steps'] * record['batch'] / images,
+    'top1': top1,
+    'CPU seconds': cpu,
+    'seconds': wall,
+  }
 
 
 def machine():
@@ -71,8 +83,14 @@ def machine():
       versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  return {'date': datetime.date.today().isoformat(), 'cpu': cpu, 'cores': len(os.sched_getaffinity(0)),
-          'load': round(os.getloadavg()[0], 2), 'python': platform.python_version(), 'versions': versions}
+  return {
+    'date': datetime.date.today().isoformat(),
+    'cpu': cpu,
+    'cores': len(os.sched_getaffinity(0)),
+    'load': round(os.getloadavg()[0], 2),
+    'python': platform.python_version(),
+    'versions': versions,
+  }
 
 
 def warn_if_busy():

@@ -26,21 +26,25 @@ def tutorial(path, head_dim, epochs):
 
   with np.load(path) as file:
     x_train, y_train, x_test, y_test = (file[k] for k in ('x_train', 'y_train', 'x_test', 'y_test'))
-  x_train, x_test = x_train[..., None], x_test[..., None]               # (n, 28, 28, 1)
+  x_train, x_test = x_train[..., None], x_test[..., None]  # (n, 28, 28, 1)
   y_train, y_test = y_train.astype(np.int32), y_test.astype(np.int32)
-  model = linen_vit.ViT(num_classes=10, patch_size=7, embed_dim=64, depth=6, num_heads=8, mlp_dim=128,
-                        head_dim=head_dim)
+  model = linen_vit.ViT(
+    num_classes=10, patch_size=7, embed_dim=64, depth=6, num_heads=8, mlp_dim=128, head_dim=head_dim
+  )
   params, opt_state, step = linen_vit.make(model, optax.adam(3e-3), x_train[:1])
-  count = jax.jit(lambda params, images, labels: jnp.sum(
-    model.apply({'params': params}, linen_vit.normalise(images)).argmax(-1) == labels))
+  count = jax.jit(
+    lambda params, images, labels: jnp.sum(
+      model.apply({'params': params}, linen_vit.normalise(images)).argmax(-1) == labels
+    )
+  )
   rng, losses = np.random.default_rng(0), []
   for _ in range(epochs):
     order, total = rng.permutation(len(x_train)), 0.0
     for rows in order.reshape(-1, BATCH):
       params, opt_state, loss = step(params, opt_state, {'image': x_train[rows], 'label': y_train[rows]})
-      total += loss                                                     # stays on the device: no wait in the loop
+      total += loss  # stays on the device: no wait in the loop
     losses.append(float(total) * BATCH / len(order))
-  right = sum(int(count(params, x_test[i:i + 1000], y_test[i:i + 1000])) for i in range(0, len(x_test), 1000))
+  right = sum(int(count(params, x_test[i : i + 1000], y_test[i : i + 1000])) for i in range(0, len(x_test), 1000))
   return {'top1': right / len(x_test), 'losses': losses}
 
 
@@ -57,10 +61,18 @@ def main():
   measure.warn_if_busy()
   machine = measure.machine()
   rows = [measure.train('mnist', args.data)]
-  found, cpu, wall = measure.child('--child', f'--data={args.data}', f'--head_dim={args.head_dim}',
-                                   f'--epochs={args.epochs}')
-  rows.append({'run': f'tutorial, Linen, heads of {args.head_dim}', 'epochs': args.epochs, 'top1': found['top1'],
-               'CPU seconds': cpu, 'seconds': wall})
+  found, cpu, wall = measure.child(
+    '--child', f'--data={args.data}', f'--head_dim={args.head_dim}', f'--epochs={args.epochs}'
+  )
+  rows.append(
+    {
+      'run': f'tutorial, Linen, heads of {args.head_dim}',
+      'epochs': args.epochs,
+      'top1': found['top1'],
+      'CPU seconds': cpu,
+      'seconds': wall,
+    }
+  )
   measure.table(rows)
   measure.record('mnist', machine, rows)
 

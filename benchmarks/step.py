@@ -24,8 +24,10 @@ STEPS, WARMUP, LR, DECAY, CLIP, CLASSES = 1000, 100, 1e-3, 0.05, 1.0, 1000
 def batches(batch):
   """Four batches of random pictures, as the host gives them."""
   rng = np.random.default_rng(0)
-  return [{'image': rng.integers(0, 256, (batch, 224, 224, 3), np.uint8),
-           'label': rng.integers(0, CLASSES, batch, np.int32)} for _ in range(4)]
+  return [
+    {'image': rng.integers(0, 256, (batch, 224, 224, 3), np.uint8), 'label': rng.integers(0, CLASSES, batch, np.int32)}
+    for _ in range(4)
+  ]
 
 
 def linen(model, data):
@@ -42,6 +44,7 @@ def linen(model, data):
     nonlocal params, opt_state
     params, opt_state, loss = step(params, opt_state, data[i % len(data)])
     return loss
+
   return call, step._cache_size
 
 
@@ -70,6 +73,7 @@ def ours(model, data):
     nonlocal run
     run, values = step(run, next(batches)[1])
     return values['loss']
+
   return call, step._cache_size
 
 
@@ -86,8 +90,14 @@ def start(side, model, batch):
     from vit_jax import data as data_lib
 
     pictures = data_lib.from_arrays((data[0]['image'], data[0]['label']), classes=list(map(str, range(CLASSES))))
-    vit_jax.fit(vit_jax.create_model(MODELS[model][1], num_classes=CLASSES), pictures, steps=1, batch=batch,
-                optim={'lr': LR, 'weight_decay': DECAY, 'clip': CLIP}, step={'augment': {'flip': False}})
+    vit_jax.fit(
+      vit_jax.create_model(MODELS[model][1], num_classes=CLASSES),
+      pictures,
+      steps=1,
+      batch=batch,
+      optim={'lr': LR, 'weight_decay': DECAY, 'clip': CLIP},
+      step={'augment': {'flip': False}},
+    )
   return time.process_time()
 
 
@@ -97,10 +107,10 @@ def steps(model, batch, rounds, block):
   sides = {name: make(model, data) for name, make in SIDES.items()}
   seconds = {name: [] for name in sides}
   for name, (call, _) in sides.items():
-    losses = [float(call(i)) for i in range(2)]                        # compiles, and warms up
+    losses = [float(call(i)) for i in range(2)]  # compiles, and warms up
     assert np.isfinite(losses).all(), (name, losses)
   for number in range(rounds):
-    for name in list(sides) if number % 2 else reversed(sides):       # neither side always follows the other
+    for name in list(sides) if number % 2 else reversed(sides):  # neither side always follows the other
       began = time.process_time()
       for i in range(block):
         loss = sides[name][0](i)
@@ -140,9 +150,13 @@ def compare(what, found, compiled):
   """A row: the median CPU seconds of both sides, the median ratio of neighbouring turns and its quartiles."""
   ratios = sorted(o / r for o, r in zip(found['vit_jax'], found['Linen']))
   n = len(ratios)
-  return {'CPU seconds': what, **{side: statistics.median(seconds) for side, seconds in found.items()},
-          'ratio': statistics.median(ratios), 'middle half': f'{ratios[n // 4]:.3f} to {ratios[-1 - n // 4]:.3f}',
-          'compilations of our step': compiled}
+  return {
+    'CPU seconds': what,
+    **{side: statistics.median(seconds) for side, seconds in found.items()},
+    'ratio': statistics.median(ratios),
+    'middle half': f'{ratios[n // 4]:.3f} to {ratios[-1 - n // 4]:.3f}',
+    'compilations of our step': compiled,
+  }
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Test accuracy, CPU seconds and wall seconds of a whole run of a shipped config on a real data set.
 
-  python benchmarks/train.py --config=fashion_mnist --data=fashion_mnist.npz
+python benchmarks/train.py --config=fashion_mnist --data=fashion_mnist.npz
 """
 
 import argparse

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 def get_config():
   return ConfigDict({
-    'total_steps': 1500,
-    'eval_every': 500,
+    'total_steps': 1200,
+    'eval_every': 400,
     'model': {
       'name': 'vit_tiny_patch16_224',                       # the family; what makes it this small follows
       'img_size': 8,
@@ -23,8 +23,14 @@ def get_config():
       'class_token': False,
       'global_pool': 'avg',
     },
-    'data': {'name': 'digits', 'scale': (0.6, 1.0), 'eval_crop': 'squash', 'interpolation': 'bilinear'},
-    'optim': {'lr': 2e-3, 'warmup': 0.1, 'weight_decay': 0.05, 'clip': 1.0},
-    'step': {'augment': {'flip': False, 'mixup': 0.2}},     # a mirrored digit is none
-    'save': {'every': 500},
+    'data': {
+      'name': 'digits',
+      'scale': (0.7, 1.0),
+      'ratio': (0.85, 1.18),
+      'eval_crop': 'squash',
+      'interpolation': 'bilinear',
+    },
+    'optim': {'lr': 4e-3, 'warmup': 0.1, 'weight_decay': 0.1, 'clip': 1.0},
+    'step': {'augment': {'flip': False, 'mixup': 0.4}},     # a mirrored digit is none
+    'save': {'every': 400},
   })  # fmt: skip

@@ -24,5 +24,6 @@ def compilation_cache(tmp_path_factory):
 def devices():
   """The eight emulated devices."""
   import jax
+
   assert len(jax.devices()) >= 8
   return jax.devices()

@@ -12,8 +12,11 @@ from vit_jax import augment
 def make_batch(b=16, h=6, w=4, k=5):
   rng = np.random.default_rng(0)
   labels = rng.integers(0, k, b)
-  return {'image': rng.integers(0, 256, (b, h, w, 3), np.uint8), 'target': np.eye(k, dtype=np.float32)[labels],
-          'label': labels}
+  return {
+    'image': rng.integers(0, 256, (b, h, w, 3), np.uint8),
+    'target': np.eye(k, dtype=np.float32)[labels],
+    'label': labels,
+  }
 
 
 def test_normalise_is_the_formula():
@@ -39,7 +42,7 @@ def test_flip_mirrors_whole_pictures_and_nothing_else():
   same = (image == batch['image']).all((1, 2, 3))
   mirrored = (image == batch['image'][:, :, ::-1]).all((1, 2, 3))
   assert image.dtype == np.uint8 and (same ^ mirrored).all()
-  assert 16 <= mirrored.sum() <= 48                                                           # 32 +- 4 sigma
+  assert 16 <= mirrored.sum() <= 48  # 32 +- 4 sigma
   assert out['target'] is batch['target'] and out['label'] is batch['label']
 
 
@@ -65,10 +68,10 @@ def test_mixup_is_the_formula_with_one_weight_for_images_and_targets():
 
 def test_mixup_weight_follows_the_beta_distribution():
   alpha = 0.4
-  two = np.array([[1.0], [0.0]], np.float32)                         # row 0 becomes the weight itself
+  two = np.array([[1.0], [0.0]], np.float32)  # row 0 becomes the weight itself
   weigh = lambda key: augment.mix(key, two, two, alpha)[1][0, 0]
   weights = np.asarray(jax.vmap(weigh)(jax.random.split(jax.random.key(0), 4000)))
-  sigma = (1 / (4 * (2 * alpha + 1))) ** 0.5                          # of Beta(alpha, alpha), whose mean is one half
+  sigma = (1 / (4 * (2 * alpha + 1))) ** 0.5  # of Beta(alpha, alpha), whose mean is one half
   assert abs(weights.mean() - 0.5) < 4 * sigma / 4000**0.5
   assert abs(weights.std() / sigma - 1) < 0.05
 

@@ -102,7 +102,7 @@ def test_batch_is_typed_and_labelled():
 def test_every_epoch_has_every_example_once_in_the_run_s_order(n, batch, steps):
   ids = take(make(n), steps, batch=batch, seed=5)['id']
   np.testing.assert_array_equal(ids, order.walk(np.arange(batch * steps), n, 5))
-  whole = ids[:len(ids) // n * n].reshape(-1, n)
+  whole = ids[: len(ids) // n * n].reshape(-1, n)
   assert len(whole) > 5 and (np.sort(whole) == np.arange(n)).all()
 
 
@@ -147,11 +147,11 @@ def test_batch_that_does_not_split_is_refused_at_once(batch, count):
 
 
 def test_one_unreadable_picture_changes_exactly_one_row_of_an_epoch():
-  good, bad = take(make(10), 5), take(make(10, bad=[3]), 5)           # two epochs
+  good, bad = take(make(10), 5), take(make(10, bad=[3]), 5)  # two epochs
   changed = (good['id'] != bad['id']).nonzero()[0]
   assert (good['id'][changed] == 3).all() and len(changed) == 2
   epochs = good['id'].reshape(2, 10)
-  following = [np.roll(epoch, -1)[epoch.tolist().index(3)] for epoch in epochs]   # the next of the same permutation
+  following = [np.roll(epoch, -1)[epoch.tolist().index(3)] for epoch in epochs]  # the next of the same permutation
   assert bad['id'][changed].tolist() == following
   assert (bad['label'] == bad['id'] % 2).all()
   rest = np.delete(np.arange(20), changed)
@@ -185,7 +185,7 @@ def test_unreadable_picture_is_named_once_and_then_left_alone():
   assert lines == ['unreadable, left out: picture 3: cut off after 100 bytes']
   assert data.unreadable(d, d.train) == {3: 'cut off after 100 bytes'}
   d.train.reads.clear()
-  check_equal(take(d, 5), first)                                      # knowing changes nothing but the work
+  check_equal(take(d, 5), first)  # knowing changes nothing but the work
   assert 3 not in d.train.reads and len(lines) == 1
 
 
@@ -199,7 +199,7 @@ def test_picture_that_two_threads_meet_at_once_is_named_once():
       return super().__getitem__(i)
 
   d = dataclasses.replace(make(2, max_unreadable=0.5), train=Meeting(2, bad=[0]), report=lines.append)
-  assert (take(d, 1, batch=4)['id'] == 1).all()             # two epochs, and a thread for each
+  assert (take(d, 1, batch=4)['id'] == 1).all()  # two epochs, and a thread for each
   assert len(lines) == 1
 
 
@@ -214,7 +214,7 @@ def test_file_that_vanished_counts_as_unreadable():
 
 
 def test_run_stops_past_the_limit():
-  take(make(10, bad=[3], max_unreadable=0.01), 5)                     # one is always allowed
+  take(make(10, bad=[3], max_unreadable=0.01), 5)  # one is always allowed
   take(make(10, bad=[3, 4, 5], max_unreadable=0.3), 5)
   with pytest.raises(ValueError, match=r'3 of 10 .* 2 allowed: picture .* raise data.max_unreadable=0.2'):
     take(make(10, bad=[3, 4, 5], max_unreadable=0.2), 5)
@@ -224,7 +224,7 @@ def test_run_stops_past_the_limit():
 
 def test_nothing_readable_stops_under_any_limit():
   d = make(4, bad=range(4), max_unreadable=1)
-  for _ in range(2):                                                  # also when all is known
+  for _ in range(2):  # also when all is known
     with pytest.raises(ValueError, match='4 of 4 examples are unreadable'):
       take(d, 1)
 
@@ -238,7 +238,7 @@ def test_evaluation_has_every_example_once(batch, count):
   batch *= count
   d = make(10, bad=[3])
   parts = [evaluate(d, d.test, batch, process_index=p, process_count=count) for p in range(count)]
-  assert len({len(part['id']) for part in parts}) == 1                # as many batches in every process
+  assert len({len(part['id']) for part in parts}) == 1  # as many batches in every process
   out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   assert sorted(out['id'][out['id'] >= 0]) == list(range(10))
   assert out['mask'].dtype == np.float32 and out['mask'].sum() + len(data.unreadable(d, d.test)) == 10
@@ -297,7 +297,7 @@ def test_arrays_of_another_size_are_resized_and_cropped():
 def test_threads_work_at_the_same_time():
   d = make(8, threads=4)
   met = threading.Event()
-  meet = threading.Barrier(4, timeout=20, action=met.set)             # breaks unless four wait in it together
+  meet = threading.Barrier(4, timeout=20, action=met.set)  # breaks unless four wait in it together
 
   class Waiting(Pictures):
     def __getitem__(self, i):
@@ -317,8 +317,9 @@ def test_error_in_a_thread_reaches_the_caller_and_ends_the_threads():
 
 
 def test_batches_arrive_on_all_devices_in_order(devices):
-  mesh = jax.make_mesh((4, 2, 1), ('data', 'fsdp', 'tensor'), devices=devices[:8],
-                       axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  mesh = jax.make_mesh(
+    (4, 2, 1), ('data', 'fsdp', 'tensor'), devices=devices[:8], axis_types=(jax.sharding.AxisType.Auto,) * 3
+  )
   sharding = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
   d = make(30)
   for depth in (1, 2, 9):
@@ -339,9 +340,11 @@ def test_closing_ends_the_threads(devices):
 
 
 def test_program_ends_although_batches_are_left():
-  code = ('import numpy as np; from vit_jax import data\n'
-          'd = data.from_arrays((np.zeros((9, 8, 8), np.uint8), np.zeros(9, int)), crop="pad")\n'
-          'batches = data.train_batches(d, batch=4, seed=0); next(batches)')
+  code = (
+    'import numpy as np; from vit_jax import data\n'
+    'd = data.from_arrays((np.zeros((9, 8, 8), np.uint8), np.zeros(9, int)), crop="pad")\n'
+    'batches = data.train_batches(d, batch=4, seed=0); next(batches)'
+  )
   subprocess.run([sys.executable, '-c', code], check=True, timeout=60)
 
 
@@ -359,8 +362,11 @@ def test_load_opens_both_splits_with_the_classes_of_train(monkeypatch):
   d = data.load('flowers', size=8, train='train[:50%]', holdout=0.2)
   assert opened == [('flowers', 'train[:50%]', None, 0.2), ('flowers', 'test', ['even', 'odd'], 0.2)]
   assert d.row == transforms.preprocessing(8) and d.training['size'] == (8, 8) and d.threads >= 1
-  assert data.fingerprint(d) == {'train': {'examples': 4, 'fingerprint': 'abc'},
-                                 'test': {'examples': 4, 'fingerprint': 'abc'}, 'classes': 2}
+  assert data.fingerprint(d) == {
+    'train': {'examples': 4, 'fingerprint': 'abc'},
+    'test': {'examples': 4, 'fingerprint': 'abc'},
+    'classes': 2,
+  }
   d = data.load('flowers', size=(8, 6), train=None, classes=['a', 'b'])
   assert d.train is None and opened[2:] == [('flowers', 'test', ['a', 'b'], 0.1)]
   assert d.row['size'] == [8, 6] and data.fingerprint(d)['train'] is None

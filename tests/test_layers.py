@@ -18,7 +18,7 @@ def norm64(x, p, eps):
   return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * p['scale'] + p['bias']
 
 
-def attention64(q, k, v):                                                           # (b, n, h, c)
+def attention64(q, k, v):  # (b, n, h, c)
   logits = np.einsum('bnhc,bmhc->bhnm', q, k) / np.sqrt(q.shape[-1])
   weights = np.exp(logits - logits.max(-1, keepdims=True))
   return np.einsum('bhnm,bmhc->bnhc', weights / weights.sum(-1, keepdims=True), v)
@@ -29,7 +29,7 @@ def mlp64(x, p):
   return (0.5 * x * (1 + erf(x / np.sqrt(2)))) @ p['fc2']['kernel'] + p['fc2']['bias']
 
 
-def block64(x, p, eps=1e-6):                                                        # (b, n, d)
+def block64(x, p, eps=1e-6):  # (b, n, d)
   a = p['attn']
   qkv = np.einsum('bnd,dthc->tbnhc', norm64(x, p['norm1'], eps), a['qkv']['kernel']) + a['qkv']['bias'][:, None, None]
   y = np.einsum('bnhc,hcd->bnd', attention64(*qkv), a['proj']['kernel']) + a['proj']['bias']
@@ -46,8 +46,21 @@ def scrambled(module, seed=0):
 
 
 def block():
-  return scrambled(layers.Block(D, HEADS, mlp_ratio=2, qkv_bias=True, init_values=0.1, attn_drop=0, proj_drop=0,
-                                act_layer='gelu', norm_eps=1e-6, attention='xla', rngs=nnx.Rngs(0)))
+  return scrambled(
+    layers.Block(
+      D,
+      HEADS,
+      mlp_ratio=2,
+      qkv_bias=True,
+      init_values=0.1,
+      attn_drop=0,
+      proj_drop=0,
+      act_layer='gelu',
+      norm_eps=1e-6,
+      attention='xla',
+      rngs=nnx.Rngs(0),
+    )
+  )
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 3e-6), ('bfloat16', 2e-2)])
@@ -74,7 +87,7 @@ def test_attention_pool_against_float64():
 def test_layer_norm_far_from_zero_keeps_its_digits():
   x = np.random.default_rng(0).normal(size=(4, 64)) + 300
   p = {'scale': np.ones(64), 'bias': np.zeros(64)}
-  x32 = x.astype(np.float32)                                # E[x^2] - E[x]^2 would err by 1e-2 here
+  x32 = x.astype(np.float32)  # E[x^2] - E[x]^2 would err by 1e-2 here
   got = layers.layer_norm(x32, jnp.ones(64), jnp.zeros(64), 1e-6)
   assert np.abs(got - norm64(x32.astype(np.float64), p, 1e-6)).max() < 1e-4
 
@@ -84,7 +97,9 @@ def test_layer_norms_gradient_is_autodiffs():
     x = x - x.mean(-1, keepdims=True)
     return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale + bias
 
-  x, scale, bias, cotangent = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(3, 4, 16), 16, 16, (3, 4, 16)]))
+  x, scale, bias, cotangent = (
+    jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(3, 4, 16), 16, 16, (3, 4, 16)])
+  )
   want = jax.vjp(plain, x, scale, bias)[1](cotangent)
   got = jax.vjp(lambda *a: layers.layer_norm(*a, 1e-6), x, scale, bias)[1](cotangent)
   for g, w in zip(got, want):
@@ -114,7 +129,7 @@ def test_corner_aligned_resize_is_the_originals():
   np.testing.assert_allclose(positions.resize_matrix(2, 4, 'corner') @ [0, 1], [0, 1 / 3, 2 / 3, 1], atol=1e-7)
 
 
-# torch.nn.functional.interpolate(torch.arange(n)**2., size=m, align_corners=False), antialias for 'bicubic', of torch 2.13
+# torch 2.13: nn.functional.interpolate(arange(n) ** 2., size=m, align_corners=False), antialias=True for 'bicubic'
 TORCH = [
   ('bicubic', 4, 7, [-0.07932709, 0.18751062, 0.86257076, 2.25, 4.3184886, 7.60427666, 9.39663506]),
   ('bicubic', 7, 3, [0.67741984, 9.36385822, 28.06451416]),
@@ -141,6 +156,9 @@ def test_resize_is_separable_and_leaves_equal_sizes_alone():
 def test_sincos_positions_are_the_papers():
   table = positions.sincos_positions(3, 5, 16)
   assert table.shape == (3, 5, 16) and table.dtype == np.float32
-  frequency = 10_000.0 ** -(2 / 3)                          # k = 2 of 4 frequencies, x = 4, y = 1
-  np.testing.assert_allclose(table[1, 4, [2, 6, 10, 14]],
-                             [np.sin(4 * frequency), np.cos(4 * frequency), np.sin(frequency), np.cos(frequency)], rtol=1e-6)
+  frequency = 10_000.0 ** -(2 / 3)  # k = 2 of 4 frequencies, x = 4, y = 1
+  np.testing.assert_allclose(
+    table[1, 4, [2, 6, 10, 14]],
+    [np.sin(4 * frequency), np.cos(4 * frequency), np.sin(frequency), np.cos(frequency)],
+    rtol=1e-6,
+  )

@@ -1,4 +1,4 @@
-"""The command line of a run: what is taken, what is refused, and in which order, with a fake train.run behind it."""
+"""The command line of a run: what is taken, what is refused, and in which order, with a fake jobs.run behind it."""
 
 import os
 import pathlib
@@ -27,12 +27,12 @@ def top_level_only(loaded, overrides):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-  """The calls of train.run, in an empty folder that holds mine.py; only the keys of the top level exist."""
+  """The calls of jobs.run, in an empty folder that holds mine.py; only the keys of the top level exist."""
   calls = []
-  fake = types.ModuleType('vit_jax.train')
+  fake = types.ModuleType('vit_jax.jobs')
   fake.run = lambda resolved, workdir, *, extend=False: calls.append((resolved, workdir, extend))
-  monkeypatch.setitem(sys.modules, 'vit_jax.train', fake)
-  monkeypatch.setattr('vit_jax.train', fake, raising=False)
+  monkeypatch.setitem(sys.modules, 'vit_jax.jobs', fake)
+  monkeypatch.setattr('vit_jax.jobs', fake, raising=False)
   monkeypatch.setattr(config, 'resolve', top_level_only)
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'mine.py').write_text(CONFIG)

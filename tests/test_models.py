@@ -39,7 +39,7 @@ def test_count_is_the_published_one(name):
     extra = (tokens(models.architecture(name)) - tokens(other)) * other['embed_dim']
     count = models.count(models.abstract(RESIZED[name], num_classes=1000))
     assert models.count(models.abstract(name, num_classes=1000)) == count + extra
-  elif name == 'vit_large_patch14_reg4_dinov2':             # dinov2 with 4 registers, and no position for the class token
+  elif name == 'vit_large_patch14_reg4_dinov2':  # dinov2 with 4 registers, and no position for the class token
     assert models.count(model) == models.count(models.abstract('vit_large_patch14_dinov2')) + 3 * 1024
   else:
     assert name in [models.canonical(alias) for alias in ORIGINAL], 'a name without a published count'
@@ -47,7 +47,7 @@ def test_count_is_the_published_one(name):
 
 @pytest.mark.parametrize('alias', ORIGINAL)
 def test_count_of_the_original_names(alias):
-  heads = {'ViT-B_16-gap-norep': 12}.get(alias)             # timm's row has 16 heads, which changes no count
+  heads = {'ViT-B_16-gap-norep': 12}.get(alias)  # timm's row has 16 heads, which changes no count
   overrides = {} if heads is None else {'num_heads': heads}
   assert models.count(models.abstract(alias, num_classes=1000, **overrides)) == ORIGINAL[alias]
 
@@ -58,17 +58,29 @@ def test_sizes_up_to_gigantic_build_without_memory():
 
 
 def test_any_size_from_arguments():
-  model = models.build('vit_base_patch16_224', rngs=nnx.Rngs(0), img_size=(8, 12), patch_size=(4, 2), embed_dim=24,
-                       depth=1, num_heads=3, mlp_ratio=2, num_classes=5)
+  model = models.build(
+    'vit_base_patch16_224',
+    rngs=nnx.Rngs(0),
+    img_size=(8, 12),
+    patch_size=(4, 2),
+    embed_dim=24,
+    depth=1,
+    num_heads=3,
+    mlp_ratio=2,
+    num_classes=5,
+  )
   assert model(np.zeros((2, 8, 12, 3), np.float32)).shape == (2, 5)
   assert models.architecture('vit_base_patch16_224', depth=1)['depth'] == 1
 
 
-@pytest.mark.parametrize(('name', 'said'), [
-  ('vit_base_patch16_244', 'vit_base_patch16_224'),
-  ('VIT-B16', 'ViT-B_16'),
-  ('resnet5000', 'vit_jax list models'),
-])
+@pytest.mark.parametrize(
+  ('name', 'said'),
+  [
+    ('vit_base_patch16_244', 'vit_base_patch16_224'),
+    ('VIT-B16', 'ViT-B_16'),
+    ('resnet5000', 'vit_jax list models'),
+  ],
+)
 def test_an_unknown_name_gets_the_nearest(name, said):
   with pytest.raises(ValueError, match='There is no model') as caught:
     models.variant(name)

@@ -13,7 +13,7 @@ def test_each_epoch_is_another_permutation(n):
   if n == 1000:
     others = [*epochs, *order.walk(np.arange(6 * n), n, 1).reshape(6, n), np.arange(n)]
     same = [(a == b).sum() for i, a in enumerate(others) for b in others[:i]]
-    assert max(same) < 10                                             # chance gives one place, not ten
+    assert max(same) < 10  # chance gives one place, not ten
 
 
 def test_positions_can_be_asked_for_in_any_order():
@@ -32,7 +32,7 @@ def test_each_permutation_is_equally_likely():
   epochs = order.walk(np.arange(4 * 2400), 4, 0).reshape(2400, 4)
   counts = np.unique(epochs, axis=0, return_counts=True)[1]
   assert len(counts) == 24
-  assert ((counts - 100) ** 2 / 100).sum() < 49.7                     # chi-square, 23 degrees of freedom, p = 0.001
+  assert ((counts - 100) ** 2 / 100).sum() < 49.7  # chi-square, 23 degrees of freedom, p = 0.001
 
 
 @pytest.mark.parametrize('place', [0, 3, 9])
@@ -45,7 +45,7 @@ def test_following_goes_round_its_own_permutation(place):
 def test_stream_begins_anew_each_time_and_differs_between_rows_steps_and_seeds():
   draw = lambda seed, step, row: order.streams(seed, step)(row).integers(0, 2**31, 5, np.int32).tolist()
   stream = order.streams(1, 2)
-  stream(3).random(3, np.float32)                                     # leaves half a word behind
+  stream(3).random(3, np.float32)  # leaves half a word behind
   assert stream(3).integers(0, 2**31, 5, np.int32).tolist() == draw(1, 2, 3)
   assert stream(4).integers(0, 2**31, 5, np.int32).tolist() == draw(1, 2, 4)
   draws = [draw(seed, step, row) for seed in (0, 1, -1) for step in (0, 1) for row in (0, 1, 2)]

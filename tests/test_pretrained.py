@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import vit_jax
-from vit_jax import checkpoint, data as data_lib, models, pretrained, state
+from vit_jax import checkpoint, models, pretrained, state
+from vit_jax import data as data_lib
 
 TINY = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 NAME = 'vit_tiny_patch16_224'
@@ -32,7 +33,7 @@ def flat(model):
 def test_load_gives_the_trained_model_after_the_folder_was_moved(workdir, tmp_path):
   moved = tmp_path / 'elsewhere'
   shutil.copytree(workdir, moved)
-  (moved / 'run.json').unlink()                             # the config is not needed
+  (moved / 'run.json').unlink()  # the config is not needed
   model, described = vit_jax.load(moved)
   want = checkpoint.read(checkpoint.find(workdir)[0])['params']
   for path, leaf in flat(model).items():
@@ -63,7 +64,7 @@ def test_positions_follow_the_image_size(workdir):
   small = vit_jax.create_model(NAME, pretrained=str(workdir))
   large = vit_jax.create_model(NAME, pretrained=str(workdir), img_size=(16, 12))
   x = jax.random.normal(jax.random.key(0), (2, 16, 12, 3))
-  np.testing.assert_allclose(large(x), small(x), atol=1e-5)           # the small one resamples in the call
+  np.testing.assert_allclose(large(x), small(x), atol=1e-5)  # the small one resamples in the call
   assert large.pos_embed.shape == (1, 1 + 12, 16)
 
 
@@ -79,7 +80,7 @@ def test_origin_is_text_that_survives_a_users_jit():
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [
-  (dict(name='vit_small_patch16_224', pretrained='WORKDIR'), 'holds a vit_tiny_patch16_224, not a vit_small_patch16_224'),
+  (dict(name='vit_small_patch16_224', pretrained='WORKDIR'), 'holds a vit_tiny_patch16_224, not a vit_small'),
   (dict(name=NAME, pretrained=True), 'give pretrained=FOLDER'),
   (dict(name=NAME, pretrained='nowhere'), 'No folder'),
   (dict(name=NAME, numerics='google'), "numerics='google'"),

@@ -7,8 +7,12 @@ import pytest
 
 from vit_jax import models, optim, sharding, state, train
 
-VARIED = [dict(), dict(reg_tokens=2, init_values=0.1, representation_size=8), dict(global_pool='map', class_token=False),
-          dict(global_pool='avg', pre_norm=True)]  # fmt: skip
+VARIED = [
+  dict(),
+  dict(reg_tokens=2, init_values=0.1, representation_size=8),
+  dict(global_pool='map', class_token=False),
+  dict(global_pool='avg', pre_norm=True),
+]
 TINY = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)
 
 
@@ -28,7 +32,9 @@ def test_mesh_fills_what_is_left(devices):
   assert dict(sharding.make_mesh(data=2, fsdp=-1).shape) == {'data': 2, 'fsdp': 4, 'tensor': 1}
 
 
-@pytest.mark.parametrize('sizes', [dict(data=3), dict(data=-1, fsdp=-1), dict(data=0), dict(data=16), dict(fsdp=5)], ids=str)
+@pytest.mark.parametrize(
+  'sizes', [dict(data=3), dict(data=-1, fsdp=-1), dict(data=0), dict(data=16), dict(fsdp=5)], ids=str
+)
 def test_a_mesh_that_is_none_is_refused(sizes, devices):
   with pytest.raises(ValueError, match='mesh'):
     sharding.make_mesh(**sizes)
@@ -45,7 +51,7 @@ def test_the_state_lies_as_the_table_says_moments_and_averages_too(devices):
     assert tree['blocks']['1']['norm1']['scale'].spec == P()
   assert placed['step'].spec == placed['opt'][1].count.spec == P()
   whole = sharding.shardings(mesh, {'params': {'head': {'kernel': jnp.zeros((15, 3))}}})
-  assert whole['params']['head']['kernel'].spec == P(None, None)     # 15 rows do not divide by 2: held whole
+  assert whole['params']['head']['kernel'].spec == P(None, None)  # 15 rows do not divide by 2: held whole
 
 
 def test_heads_must_divide_over_tensor(devices):

@@ -19,9 +19,20 @@ def test_split_gives_plain_dicts_with_the_files_names_and_merge_takes_them():
   graphdef, params, rest = state.split(model())
   paths = state.flatten(params)
   assert rest == {} and all(type(leaf) is not nnx.Param for leaf in paths.values())
-  assert {'cls_token', 'pos_embed', 'patch_embed/proj/kernel', 'blocks/0/attn/qkv/kernel', 'blocks/2/mlp/fc2/bias',
-          'norm/scale', 'head/kernel'} <= paths.keys()
-  assert paths['blocks/0/attn/qkv/kernel'].shape == (8, 3, 2, 4) and paths['blocks/0/attn/proj/kernel'].shape == (2, 4, 8)
+  assert {
+    'cls_token',
+    'pos_embed',
+    'patch_embed/proj/kernel',
+    'blocks/0/attn/qkv/kernel',
+    'blocks/2/mlp/fc2/bias',
+    'norm/scale',
+    'head/kernel',
+  } <= paths.keys()
+  assert paths['blocks/0/attn/qkv/kernel'].shape == (8, 3, 2, 4) and paths['blocks/0/attn/proj/kernel'].shape == (
+    2,
+    4,
+    8,
+  )
   x = jnp.ones((1, 8, 8, 3))
   np.testing.assert_array_equal(state.merge(graphdef, params, rest)(x), model()(x))
 
@@ -44,7 +55,7 @@ def test_stack_is_the_form_of_scan_and_unstack_its_inverse():
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
   assert shapes(state.stack(params)) == shapes(stacked)
   jax.tree.map(np.testing.assert_array_equal, state.unstack(state.stack(params)), params)
-  jax.tree.map(np.testing.assert_array_equal, state.stack(params), stacked)      # the same seed draws the same numbers
+  jax.tree.map(np.testing.assert_array_equal, state.stack(params), stacked)  # the same seed draws the same numbers
 
 
 def test_update_is_strict_and_lists_everything():

@@ -1,4 +1,4 @@
-"""The spine's promises: one compilation, the same run on any number of devices, resumed bit for bit, exact evaluation."""
+"""One compilation, the same run on any number of devices, resumed bit for bit; evaluation counts each picture once."""
 
 import json
 import logging
@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import vit_jax
-from vit_jax import data as data_lib, models, optim, sharding, state, tasks, train
+from vit_jax import data as data_lib
+from vit_jax import models, optim, sharding, state, tasks, train
 
 TINY = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 QUIET = dict(log_every=1, batch=16)
@@ -76,7 +77,9 @@ def compilations(caplog, name):
 def test_the_step_compiles_once_in_a_run_and_once_in_its_continuation(tmp_path, caplog):
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
     for steps in (4, 8):
-      vit_jax.fit(model(), data(), steps=steps, optim=dict(ema=0.9), workdir=tmp_path, extend=True, eval_every=2, **QUIET)
+      vit_jax.fit(
+        model(), data(), steps=steps, optim=dict(ema=0.9), workdir=tmp_path, extend=True, eval_every=2, **QUIET
+      )
       assert len(compilations(caplog, 'train_step')) == 1 and len(compilations(caplog, 'eval_step')) == 1
       caplog.clear()
 
@@ -91,10 +94,16 @@ def ten_losses(mesh_devices, optimizer, tmp_path, **step):
   """Losses of the first 10 steps on so many of the devices, in float32 with the highest matmul precision."""
   workdir = tmp_path / f'{mesh_devices}{optimizer}{step}'
   with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision('highest'):
-    mesh = jax.make_mesh((mesh_devices, 1, 1), sharding.AXES, devices=jax.devices()[:mesh_devices],
-                         axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = jax.make_mesh(
+      (mesh_devices, 1, 1),
+      sharding.AXES,
+      devices=jax.devices()[:mesh_devices],
+      axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    )
     patch.setattr(sharding, 'make_mesh', lambda **_: mesh)
-    vit_jax.fit(model(), data(), steps=10, optim=OPTIMIZERS[optimizer], workdir=workdir, step=step, save=dict(every=99), **QUIET)
+    vit_jax.fit(
+      model(), data(), steps=10, optim=OPTIMIZERS[optimizer], workdir=workdir, step=step, save=dict(every=99), **QUIET
+    )
   return np.array([losses(workdir)[i] for i in range(1, 11)])
 
 
@@ -158,7 +167,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, how):
     model=model(**dropping, **execution), data=data(), steps=12, save=dict(every=3), workdir=workdir, eval_every=6,
     **{**RECIPE, 'step': RECIPE['step'] | how}, **QUIET)  # fmt: skip
   whole = vit_jax.fit(**arguments(tmp_path / 'whole'))
-  for stop in (2, 5, 4):                                    # in the first run, before a save; later, after 3 and after 6
+  for stop in (2, 5, 4):  # in the first run, before a save; later, after 3 and after 6
     interrupted_fit(stop, **arguments(tmp_path / 'parts'))
   parts = vit_jax.fit(**arguments(tmp_path / 'parts'))
   assert losses(tmp_path / 'parts') == losses(tmp_path / 'whole')
@@ -175,7 +184,9 @@ def test_a_run_goes_on_on_other_devices_and_with_scan(tmp_path, devices):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharding, 'make_mesh', lambda **_: one)
     vit_jax.fit(model(scan=True), workdir=tmp_path / 'parts', **arguments, step=dict(scan=True))
-  np.testing.assert_allclose(list(losses(tmp_path / 'parts').values()), list(losses(tmp_path / 'whole').values()), rtol=1e-5)
+  np.testing.assert_allclose(
+    list(losses(tmp_path / 'parts').values()), list(losses(tmp_path / 'whole').values()), rtol=1e-5
+  )
 
 
 def test_a_finished_workdir_does_nothing_and_extend_goes_on(tmp_path, capsys):
@@ -218,6 +229,7 @@ def test_averaged_weights_are_evaluated_saved_and_loaded(tmp_path):
   assert described['weights'] == 'best EMA'
   same(arrays(loaded), arrays(result.model))
   from vit_jax import checkpoint
+
   raw = checkpoint.read(checkpoint.find(tmp_path)[0])['params']
   assert np.abs(raw['head']['kernel'] - arrays(loaded)['head']['kernel']).max() > 1e-4
 
@@ -273,7 +285,9 @@ def test_the_state_is_donated():
   optimizer = optim.make(total_steps=5)
   run = jax.jit(lambda p, r: train._init(optimizer, p, r))(params, rest)
   row = {'mean': [0.5] * 3, 'std': [0.5] * 3}
-  step = jax.jit(train.make_step(graphdef, optimizer, tasks.make(classes='abcde'), row, seed=0, options=options), donate_argnums=0)
+  step = jax.jit(
+    train.make_step(graphdef, optimizer, tasks.make(classes='abcde'), row, seed=0, options=options), donate_argnums=0
+  )
   images, labels = pictures(8)
   new, _ = step(run, {'image': images, 'label': labels.astype(np.int32)})
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run['params']))
@@ -282,13 +296,16 @@ def test_the_state_is_donated():
 
 def test_one_corrupt_picture_changes_one_slot_and_is_counted(tmp_path):
   from PIL import Image
+
   images, labels = pictures(40)
   for split, rows_ in (('train', range(30)), ('test', range(30, 40))):
     for i in rows_:
       folder = tmp_path / split / str(labels[i])
       folder.mkdir(parents=True, exist_ok=True)
       Image.fromarray(images[i]).save(folder / f'{i}.png')
-  read = lambda: next(data_lib.train_batches(data_lib.load(str(tmp_path), size=8, crop='none', crop_pct=1), batch=16, seed=0))
+  read = lambda: next(
+    data_lib.train_batches(data_lib.load(str(tmp_path), size=8, crop='none', crop_pct=1), batch=16, seed=0)
+  )
   sound = read()
   source = data_lib.load(str(tmp_path), size=8).train
   for victim in (source.describe(int(sound['id'][3])), next(iter(sorted((tmp_path / 'test').rglob('*.png'))))):
@@ -313,6 +330,7 @@ def test_one_corrupt_picture_changes_one_slot_and_is_counted(tmp_path):
   (dict(optim=dict(ema=1)), 'optim.ema is 1'),
   (dict(mesh=dict(data=3)), 'does not multiply to the 8 devices'),
   (dict(workdir=__file__), 'is a file; give a folder'),
+  (dict(profile=[1, 2]), 'profile=[1, 2] needs a workdir'),
 ], ids=str)  # fmt: skip
 def test_what_does_not_fit_together_is_refused_before_anything_compiles(arguments, said, caplog, devices):
   with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.raises(ValueError) as caught:

@@ -1,4 +1,5 @@
 """Pictures on the host: what files mean, geometry against timm, Hugging Face and TensorFlow, crops, the fast path."""
+
 from concurrent.futures import ThreadPoolExecutor
 import io
 import json
@@ -17,7 +18,7 @@ from vit_jax.transforms import Unreadable, decode, evaluation_image, preprocessi
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'preproc'
 PHOTOS = {name: Image.open(GOLDENS / f'{name}.png').convert('RGB') for name in ('astronaut', 'china')}
-PHOTO = PHOTOS['china'].crop((50, 60, 161, 133))                                  # 111 wide, 73 high
+PHOTO = PHOTOS['china'].crop((50, 60, 161, 133))  # 111 wide, 73 high
 PIXELS = np.asarray(PHOTO)
 
 needs_opencv = pytest.mark.skipif(transforms.host_decoder() != 'opencv', reason='cv2 is missing or differs from Pillow')
@@ -51,8 +52,9 @@ def test_decode_reads_bytes_paths_pictures_and_arrays(tmp_path):
   np.testing.assert_array_equal(four, PIXELS)
 
 
-@pytest.mark.parametrize('bad', [PIXELS / 255, PIXELS.astype(np.int32), PIXELS[None], PIXELS[..., :2], PIXELS[:0],
-                                 np.uint8(3), 7, None, [[1]]])
+@pytest.mark.parametrize(
+  'bad', [PIXELS / 255, PIXELS.astype(np.int32), PIXELS[None], PIXELS[..., :2], PIXELS[:0], np.uint8(3), 7, None, [[1]]]
+)
 def test_decode_refuses_other_values_as_the_callers_mistake(bad):
   with pytest.raises(ValueError, match='uint8') as caught:
     decode(bad)
@@ -63,9 +65,16 @@ def test_decode_refuses_other_values_as_the_callers_mistake(bad):
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_decode_applies_orientation(format, orientation):
   # for each value, EXIF's table (2.3, 4.6.4 A) of what the stored rows and columns are in the upright picture
-  upright = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-             5: lambda a: a.transpose(1, 0, 2), 6: lambda a: a[::-1].transpose(1, 0, 2),
-             7: lambda a: a[::-1, ::-1].transpose(1, 0, 2), 8: lambda a: a.transpose(1, 0, 2)[::-1]}[orientation]
+  upright = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a[::-1].transpose(1, 0, 2),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+  }[orientation]
   exif = Image.Exif()
   exif[0x0112] = orientation
   stored = np.asarray(Image.open(io.BytesIO(encode(PHOTO, format))).convert('RGB'))
@@ -105,8 +114,9 @@ def test_palettes_become_their_colours():
 def test_one_bit_and_grey_give_three_equal_channels():
   bits = np.array([[1, 0, 0], [0, 1, 1]], np.uint8)
   for format in ('PNG', 'TIFF', 'BMP'):
-    np.testing.assert_array_equal(decode(encode(Image.fromarray(bits * 255).convert('1'), format)),
-                                  np.repeat(bits[..., None] * 255, 3, axis=2))
+    np.testing.assert_array_equal(
+      decode(encode(Image.fromarray(bits * 255).convert('1'), format)), np.repeat(bits[..., None] * 255, 3, axis=2)
+    )
   grey = PHOTO.convert('L')
   np.testing.assert_array_equal(decode(encode(grey, 'PNG')), np.repeat(np.asarray(grey)[..., None], 3, axis=2))
 
@@ -127,9 +137,13 @@ def test_sixteen_bit_grey_keeps_its_high_byte(kind):
 
 def png(width, height, depth, colour, pixels):
   """A PNG file, for what Pillow does not write."""
-  chunk = lambda kind, data: (struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data)))
-  return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)) +
-          chunk(b'IDAT', zlib.compress(pixels)) + chunk(b'IEND', b''))
+  chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0))
+    + chunk(b'IDAT', zlib.compress(pixels))
+    + chunk(b'IEND', b'')
+  )
 
 
 def test_sixteen_bit_colour_keeps_its_high_byte():
@@ -146,8 +160,9 @@ def test_cmyk_is_read_with_adobes_inversion():
   assert b'Adobe' in data
   got = decode(data)
   assert steps(got[:, :8], np.array([255, 255, 255])) <= 2 and steps(got[:, 24:], np.array([0, 255, 255])) <= 2
-  np.testing.assert_array_equal(decode(encode(Image.fromarray(inks, 'CMYK'), 'TIFF'))[0, [0, 31]],
-                                [[255, 255, 255], [0, 255, 255]])
+  np.testing.assert_array_equal(
+    decode(encode(Image.fromarray(inks, 'CMYK'), 'TIFF'))[0, [0, 31]], [[255, 255, 255], [0, 255, 255]]
+  )
 
 
 @pytest.mark.parametrize('format', ['GIF', 'PNG', 'WEBP', 'TIFF', 'MPO'])
@@ -180,9 +195,15 @@ def test_a_picture_given_as_pil_is_not_changed():
 
 def test_what_cannot_be_read_says_why_in_one_line(tmp_path):
   whole = encode(PHOTO, 'JPEG')
-  cases = {'missing': (tmp_path / 'no.jpg', 'No such file'), 'folder': (tmp_path, 'directory'), 'empty': (b'', 'empty'),
-           'text': (b'<html>not found</html>', 'format'), 'cut': (whole[:len(whole) // 2], 'truncated'),
-           'header': (whole[:30], '.'), 'png': (encode(PHOTO, 'PNG')[:-400], 'truncated')}
+  cases = {
+    'missing': (tmp_path / 'no.jpg', 'No such file'),
+    'folder': (tmp_path, 'directory'),
+    'empty': (b'', 'empty'),
+    'text': (b'<html>not found</html>', 'format'),
+    'cut': (whole[: len(whole) // 2], 'truncated'),
+    'header': (whole[:30], '.'),
+    'png': (encode(PHOTO, 'PNG')[:-400], 'truncated'),
+  }
   for name, (data, words) in cases.items():
     with pytest.raises(Unreadable, match=words) as caught:
       decode(data)
@@ -191,9 +212,9 @@ def test_what_cannot_be_read_says_why_in_one_line(tmp_path):
 
 def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
   monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda self: pytest.exit('decoded a bomb'))
-  with pytest.raises(Unreadable, match='400000000 pixels'):                       # Pillow's own words
+  with pytest.raises(Unreadable, match='400000000 pixels'):  # Pillow's own words
     decode(png(20_000, 20_000, 8, 2, b''))
-  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)                            # as many a script does
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)  # as many a script does
   with pytest.raises(Unreadable, match='20000x20000 pixels.*178,956,970'):
     decode(png(20_000, 20_000, 8, 2, b''))
 
@@ -201,7 +222,7 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
 def test_no_warning_escapes_and_none_of_others_is_lost():
   indexed = Image.fromarray(PIXELS[..., 0]).convert('P')
   data = encode(indexed, 'PNG', transparency=bytes(range(200)))
-  large = png(9_500, 9_500, 1, 0, b'')                                            # Pillow warns from 89 megapixels on
+  large = png(9_500, 9_500, 1, 0, b'')  # Pillow warns from 89 megapixels on
   with pytest.warns(Image.DecompressionBombWarning):
     Image.open(io.BytesIO(large))
   with ThreadPoolExecutor(4) as pool:
@@ -221,9 +242,9 @@ def test_damaged_files_are_read_or_unreadable_and_nothing_else(format):
   outcomes = []
   for trial in range(40):
     data = whole.copy()
-    head = len(data) if trial % 2 else 200                                        # headers hold the traps
+    head = len(data) if trial % 2 else 200  # headers hold the traps
     data[rng.integers(0, head, 3)] = rng.integers(0, 256, 3)
-    data = data[:rng.integers(1, len(data))] if trial % 4 == 0 else data
+    data = data[: rng.integers(1, len(data))] if trial % 4 == 0 else data
     try:
       outcomes.append(decode(data.tobytes()).shape[2] == 3)
     except Unreadable as error:
@@ -239,8 +260,13 @@ ROWS = {
   'timm_imagenet_bicubic_224': preprocessing(224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
   'timm_vit_augreg_224': preprocessing(224, crop_pct=0.9),
   'hf4_vit': preprocessing(224, crop='squash', crop_pct=1.0, interpolation='bilinear'),
-  'hf4_clip': preprocessing((224, 224), crop='center_floor', crop_pct=1.0, mean=(0.48145466, 0.4578275, 0.40821073),
-                            std=(0.26862954, 0.26130258, 0.27577711)),
+  'hf4_clip': preprocessing(
+    (224, 224),
+    crop='center_floor',
+    crop_pct=1.0,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+  ),
   'tf_bilinear_224': preprocessing(224, crop='squash', crop_pct=1.0, interpolation='tf_bilinear'),
 }
 
@@ -267,8 +293,9 @@ def test_evaluation_equals_the_peers(name, photo):
 def test_goldens_were_made_with_these_rows():
   for name in ('timm_imagenet_bicubic_224', 'timm_vit_augreg_224'):
     args = json.loads((GOLDENS / f'{name}.json').read_text())['args']
-    assert {k: args[k] for k in ('interpolation', 'crop_pct', 'mean', 'std')} == \
-        {k: ROWS[name][k] for k in ('interpolation', 'crop_pct', 'mean', 'std')}
+    assert {k: args[k] for k in ('interpolation', 'crop_pct', 'mean', 'std')} == {
+      k: ROWS[name][k] for k in ('interpolation', 'crop_pct', 'mean', 'std')
+    }
 
 
 def test_the_middle_is_taken_as_timm_and_as_hugging_face_round_it():
@@ -281,23 +308,26 @@ def test_the_middle_is_taken_as_timm_and_as_hugging_face_round_it():
       assert tall[0, 0, 0] == left
 
 
-@pytest.mark.parametrize('crop, crop_pct, size, resized', [
-  # timm 1.0.31: floor(size / crop_pct); equal sides: int() of the long one; unequal: ResizeKeepRatio's round()
-  ('center', 0.875, (64, 64), (73, 111)),         # 73x111 as it is: floor(64 / 0.875) = 73
-  ('center', 0.9, (96, 96), (106, 161)),          # 106 * 111 / 73 = 161.2
-  ('center', 0.95, (100, 100), (105, 159)),       # 105 * 111 / 73 = 159.7, cut off
-  ('center', 0.875, (64, 96), (73, 111)),         # (73, 109): height decides
-  ('center', 0.9, (48, 100), (73, 111)),          # (53, 111): width decides, 111 / 111 = 1
-  ('center', 0.875, (80, 96), (91, 138)),         # (91, 109): height decides, 138.4
-  ('center', 0.9, (40, 90), (66, 100)),           # (44, 100): width decides, 65.8 rounded
-  ('squash', 0.95, (60, 60), (63, 63)),
-  ('squash', 0.9, (60, 90), (66, 100)),
-])
+@pytest.mark.parametrize(
+  'crop, crop_pct, size, resized',
+  [
+    # timm 1.0.31: floor(size / crop_pct); equal sides: int() of the long one; unequal: ResizeKeepRatio's round()
+    ('center', 0.875, (64, 64), (73, 111)),  # 73x111 as it is: floor(64 / 0.875) = 73
+    ('center', 0.9, (96, 96), (106, 161)),  # 106 * 111 / 73 = 161.2
+    ('center', 0.95, (100, 100), (105, 159)),  # 105 * 111 / 73 = 159.7, cut off
+    ('center', 0.875, (64, 96), (73, 111)),  # (73, 109): height decides
+    ('center', 0.9, (48, 100), (73, 111)),  # (53, 111): width decides, 111 / 111 = 1
+    ('center', 0.875, (80, 96), (91, 138)),  # (91, 109): height decides, 138.4
+    ('center', 0.9, (40, 90), (66, 100)),  # (44, 100): width decides, 65.8 rounded
+    ('squash', 0.95, (60, 60), (63, 63)),
+    ('squash', 0.9, (60, 90), (66, 100)),
+  ],
+)
 def test_evaluation_sizes_are_timms(crop, crop_pct, size, resized):
   row = preprocessing(size, crop=crop, crop_pct=crop_pct)
   want = np.asarray(PHOTO.resize(resized[::-1], Image.Resampling.BICUBIC))
   top, left = (round((r - s) / 2) for r, s in zip(resized, size))
-  np.testing.assert_array_equal(evaluation_image(PHOTO, row), want[top:top + size[0], left:left + size[1]])
+  np.testing.assert_array_equal(evaluation_image(PHOTO, row), want[top : top + size[0], left : left + size[1]])
 
 
 def test_a_picture_of_the_right_size_passes_unchanged():
@@ -309,7 +339,7 @@ def test_a_picture_of_the_right_size_passes_unchanged():
 def test_tf_bilinear_has_half_pixel_centres_and_no_antialiasing():
   row = preprocessing((1, 2), crop='squash', crop_pct=1, interpolation='tf_bilinear')
   line = np.array([[0, 10, 20, 30, 40, 50, 60, 250]], np.uint8)
-  np.testing.assert_array_equal(evaluation_image(line, row)[0, :, 0], [15, 55])   # halfway from 10 to 20, from 50 to 60
+  np.testing.assert_array_equal(evaluation_image(line, row)[0, :, 0], [15, 55])  # halfway from 10 to 20, from 50 to 60
   row = preprocessing((1, 4), crop='squash', crop_pct=1, interpolation='tf_bilinear')
   np.testing.assert_array_equal(evaluation_image(np.array([[0, 100]], np.uint8), row)[0, :, 0], [0, 25, 75, 100])
 
@@ -320,21 +350,42 @@ def test_a_line_of_pixels_is_not_enlarged_into_memory():
 
 
 def test_evaluation_never_uses_opencv(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'cv2', None)                                   # importing it would fail
+  monkeypatch.setitem(sys.modules, 'cv2', None)  # importing it would fail
   for interpolation in transforms.INTERPOLATIONS:
     evaluation_image(encode(PHOTO, 'JPEG'), preprocessing(32, interpolation=interpolation))
 
 
 def test_a_row_survives_json():
   row = preprocessing((np.int64(24), 32), crop='squash', crop_pct=1, mean=np.full(3, 0.5), std=(1, 1, 1))
-  assert json.loads(json.dumps(row)) == row == {'size': [24, 32], 'crop': 'squash', 'crop_pct': 1.0,
-                                                'interpolation': 'bicubic', 'mean': [0.5] * 3, 'std': [1.0] * 3}
+  assert (
+    json.loads(json.dumps(row))
+    == row
+    == {
+      'size': [24, 32],
+      'crop': 'squash',
+      'crop_pct': 1.0,
+      'interpolation': 'bicubic',
+      'mean': [0.5] * 3,
+      'std': [1.0] * 3,
+    }
+  )
 
 
-@pytest.mark.parametrize('bad, words', [
-  ({'size': 0}, 'size=0'), ({'size': (3, 4, 5)}, 'size='), ({'size': 8.5}, 'size='), ({'crop': 'centre'}, 'center'),
-  ({'interpolation': 'nearest'}, 'bicubic'), ({'crop_pct': 87.5}, 'crop_pct'), ({'crop_pct': 0}, 'crop_pct'),
-  ({'mean': (127.5,) * 3}, '255'), ({'std': (0.5, 0.5)}, 'three'), ({'std': (0, 1, 1)}, 'std')])
+@pytest.mark.parametrize(
+  'bad, words',
+  [
+    ({'size': 0}, 'size=0'),
+    ({'size': (3, 4, 5)}, 'size='),
+    ({'size': 8.5}, 'size='),
+    ({'crop': 'centre'}, 'center'),
+    ({'interpolation': 'nearest'}, 'bicubic'),
+    ({'crop_pct': 87.5}, 'crop_pct'),
+    ({'crop_pct': 0}, 'crop_pct'),
+    ({'mean': (127.5,) * 3}, '255'),
+    ({'std': (0.5, 0.5)}, 'three'),
+    ({'std': (0, 1, 1)}, 'std'),
+  ],
+)
 def test_a_row_out_of_range_is_refused(bad, words):
   with pytest.raises(ValueError, match=words):
     preprocessing(**{'size': 8, **bad})
@@ -356,15 +407,21 @@ def test_random_boxes_have_the_asked_distribution():
     'top': (top + 0.5) / (1001 - h),
   }
   for name, rank in ranks.items():
-    distance = abs(np.sort(rank) - (np.arange(n) + 0.5) / n).max()                # Kolmogorov and Smirnov's
-    assert distance < 1.95 / np.sqrt(n), name                                     # 0.1 % level
+    distance = abs(np.sort(rank) - (np.arange(n) + 0.5) / n).max()  # Kolmogorov and Smirnov's
+    assert distance < 1.95 / np.sqrt(n), name  # 0.1 % level
   assert abs(np.corrcoef(np.array(list(ranks.values()))) - np.eye(4)).max() < 0.06
 
 
-@pytest.mark.parametrize('height, width, box', [
-  (30, 900, (430, 0, 470, 30)),                   # wider than 4/3: 40 x 30 in the middle
-  (900, 30, (0, 430, 30, 470)),                   # narrower than 3/4: 30 x 40
-  (1, 1, (0, 0, 1, 1)), (1, 1000, (499, 0, 500, 1)), (1000, 1, (0, 499, 1, 500))])
+@pytest.mark.parametrize(
+  'height, width, box',
+  [
+    (30, 900, (430, 0, 470, 30)),  # wider than 4/3: 40 x 30 in the middle
+    (900, 30, (0, 430, 30, 470)),  # narrower than 3/4: 30 x 40
+    (1, 1, (0, 0, 1, 1)),
+    (1, 1000, (499, 0, 500, 1)),
+    (1000, 1, (0, 499, 1, 500)),
+  ],
+)
 def test_a_box_that_never_fits_is_the_centred_one(height, width, box):
   assert random_box(height, width, np.random.default_rng(0), scale=(1, 1)) == box
 
@@ -382,8 +439,9 @@ def test_training_crops_the_box_and_resizes_it(interpolation):
     box = random_box(73, 111, np.random.default_rng(seed))
     want = PHOTO.crop(box).resize((48, 32), Image.Resampling[interpolation.upper()])
     np.testing.assert_array_equal(got, np.asarray(want))
-    np.testing.assert_array_equal(got, training_image(PIXELS, np.random.default_rng(seed), size=(32, 48),
-                                                      interpolation=interpolation))
+    np.testing.assert_array_equal(
+      got, training_image(PIXELS, np.random.default_rng(seed), size=(32, 48), interpolation=interpolation)
+    )
 
 
 def test_training_crop_none_is_the_plain_resize():
@@ -391,7 +449,7 @@ def test_training_crop_none_is_the_plain_resize():
   got = training_image(PIXELS, rng, size=32, crop='none')
   np.testing.assert_array_equal(got, np.asarray(PHOTO.resize((32, 32), Image.Resampling.BILINEAR)))
   np.testing.assert_array_equal(training_image(PIXELS, rng, size=(73, 111), crop='none'), PIXELS)
-  assert rng.random() == np.random.default_rng(0).random()                        # nothing was drawn
+  assert rng.random() == np.random.default_rng(0).random()  # nothing was drawn
 
 
 def test_training_crop_pad_shifts_by_up_to_four_zeros():
@@ -399,11 +457,15 @@ def test_training_crop_pad_shifts_by_up_to_four_zeros():
   for seed in range(400):
     got = training_image(image, np.random.default_rng(seed), size=8, crop='pad')
     assert got.shape == (8, 8, 3) and got.flags.c_contiguous
-    places = [(y, x) for y in range(9) for x in range(9)
-              if np.array_equal(got, np.pad(image, ((4, 4), (4, 4), (0, 0)))[y:y + 8, x:x + 8])]
+    places = [
+      (y, x)
+      for y in range(9)
+      for x in range(9)
+      if np.array_equal(got, np.pad(image, ((4, 4), (4, 4), (0, 0)))[y : y + 8, x : x + 8])
+    ]
     assert len(places) == 1
     seen.update(places)
-  assert len(seen) > 75                                                           # of 81; 80.4 are expected
+  assert len(seen) > 75  # of 81; 80.4 are expected
   assert training_image(PIXELS, np.random.default_rng(0), size=(8, 12), crop='pad').shape == (8, 12, 3)
 
 
@@ -420,7 +482,7 @@ def test_training_refuses_unknown_words():
 def resizes(monkeypatch):
   """Lists the sizes that OpenCV is asked for."""
   cv2, sizes = pytest.importorskip('cv2'), []
-  transforms.host_decoder()                                                       # its own call is not listed
+  transforms.host_decoder()  # its own call is not listed
   real = cv2.resize
   monkeypatch.setattr(cv2, 'resize', lambda image, size, **k: (sizes.append(size), real(image, size, **k))[1])
   return sizes
@@ -444,8 +506,9 @@ def test_fast_pictures_are_equal_to_one_step(interpolation, size, crop, resizes)
 @needs_opencv
 @pytest.mark.parametrize('interpolation, other', [('bilinear', 'tf_bilinear'), ('tf_bilinear', 'bilinear')])
 def test_resampling_is_the_rows_also_where_it_is_fast(interpolation, other):
-  view = lambda interpolation, fast: training_image(PHOTOS['china'], None, size=50, crop='none', fast=fast,
-                                                    interpolation=interpolation)
+  view = lambda interpolation, fast: training_image(
+    PHOTOS['china'], None, size=50, crop='none', fast=fast, interpolation=interpolation
+  )
   assert steps(view(interpolation, True), view(interpolation, False)) <= 1
   assert steps(view(interpolation, True), view(other, False)) > 30
 

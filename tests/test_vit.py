@@ -140,6 +140,7 @@ def test_other_image_sizes_and_shapes(pos_embed):
 
 def test_learned_positions_at_another_size_are_resampled():
   from vit_jax.models import positions
+
   model = build(reg_tokens=1)
   bare = build(reg_tokens=1, pos_embed='none')
   params = state.split(model)[1]
@@ -156,7 +157,7 @@ def test_no_key_is_deterministic_and_a_key_is_not():
   one, two = (model(images(), key=jax.random.key(i)) for i in (0, 1))
   assert np.abs(one - two).max() > 1e-3
   np.testing.assert_array_equal(one, model(images(), key=jax.random.key(0)))
-  assert state.split(model)[2] == {}                        # no random state to save
+  assert state.split(model)[2] == {}  # no random state to save
 
 
 @pytest.mark.parametrize('rate', ['drop_rate', 'pos_drop_rate', 'proj_drop_rate', 'attn_drop_rate', 'drop_path_rate'])
@@ -165,11 +166,13 @@ def test_each_rate_acts_and_keeps_the_mean(rate):
   x = images()
   draws = jax.vmap(lambda key: model(x, key=key))(jax.random.split(jax.random.key(5), 400))
   assert draws.std(0).max() > 1e-3
-  if rate == 'drop_rate':                                   # the only one with nothing nonlinear behind it
+  if rate == 'drop_rate':  # the only one with nothing nonlinear behind it
     np.testing.assert_allclose(draws.mean(0), model(x), atol=0.25)
 
 
-@pytest.mark.parametrize('how', [dict(scan=True), dict(remat='full'), dict(remat='dots'), dict(scan=True, remat='full')])
+@pytest.mark.parametrize(
+  'how', [dict(scan=True), dict(remat='full'), dict(remat='dots'), dict(scan=True, remat='full')]
+)
 def test_scan_and_remat_change_no_number(how):
   dropping = dict(drop_path_rate=0.3, proj_drop_rate=0.1, attn_drop_rate=0.1, init_values=0.1)
   plain, other = build(**dropping), build(**dropping, **how)
@@ -186,7 +189,9 @@ def test_scan_and_remat_change_no_number(how):
     other_loss, other_grads = value(other, state.split(other)[1], key)
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
     unstacked = state.unstack(other_grads) if how.get('scan') else other_grads
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4 * np.abs(b).max()), unstacked, grads)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4 * np.abs(b).max()), unstacked, grads
+    )
 
 
 def test_a_stacked_model_gives_its_blocks():
@@ -204,7 +209,7 @@ def test_bfloat16_in_bfloat16_out():
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [
-  (dict(img_size=30), 'A 30x30 image does not split into 8x8 patches; resize it to 24x24 or choose another patch_size.'),
+  (dict(img_size=30), 'A 30x30 image does not split into 8x8 patches; resize it to 24x24 or choose'),
   (dict(num_heads=5), 'embed_dim 32 does not split into 5 heads'),
   (dict(class_token=False), "global_pool='token' reads the class token"),
   (dict(global_pool='mean'), "global_pool is 'mean'; choose one of 'token', 'avg', 'map', ''."),
@@ -227,6 +232,7 @@ def test_a_picture_that_does_not_split_is_refused():
 
 def test_a_users_jit_optimizer_and_new_head():
   import optax
+
   model = build(num_classes=0)
   model.head = nnx.Linear(32, 3, rngs=nnx.Rngs(1))
   optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 
-def normalise(images, mean, std, dtype):               # (b, h, w, c), (c,), (c,) -> (b, h, w, c)
+def normalise(images, mean, std, dtype):  # (b, h, w, c), (c,), (c,) -> (b, h, w, c)
   """Pictures in the model's units, (x / 255 - mean) / std, from pixels 0..255.
 
   Args:
@@ -22,19 +22,19 @@ def normalise(images, mean, std, dtype):               # (b, h, w, c), (c,), (c,
   return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
 
 
-def mirror(key, images):                                           # (b, h, w, c) -> (b, h, w, c)
+def mirror(key, images):  # (b, h, w, c) -> (b, h, w, c)
   """Each picture mirrored left to right with probability one half; the dtype stays."""
-  mirrored = jax.random.bernoulli(key, shape=images.shape[:1])                            # (b,)
+  mirrored = jax.random.bernoulli(key, shape=images.shape[:1])  # (b,)
   return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
-def mix(key, images, targets, alpha):              # (b, h, w, c), (b, k) -> (b, h, w, c), (b, k)
+def mix(key, images, targets, alpha):  # (b, h, w, c), (b, k) -> (b, h, w, c), (b, k)
   """Every example blended with the one before it in the batch, in both arguments by one weight of the whole step.
 
   weight ~ Beta(alpha, alpha); row i becomes weight * x[i] + (1 - weight) * x[i - 1], row 0 wraps round to the last.
   Both come out float32, images in 0..255.
   """
-  weight = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)                             # ()
+  weight = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)  # ()
   blend = lambda x: weight * x + (1 - weight) * jnp.roll(x, 1, axis=0)
   return blend(images.astype(jnp.float32)), blend(targets.astype(jnp.float32))
 

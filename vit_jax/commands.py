@@ -36,21 +36,10 @@ def evaluate(argv):
     '--batch', type=int, default=64, help='examples at once; changes no result (default: %(default)s)'
   )
   args = parser.parse_args(argv)
-  from vit_jax import data, pretrained, tasks, train
+  from vit_jax import jobs
 
-  model, described = pretrained.load(args.model)
-  row = dict(described['preprocessing'])
-  pictures = data.load(
-    args.data, train=None, test=args.split, eval_crop=row.pop('crop'), classes=described['classes'], **row
-  )
-  print(f'{args.model}: {described["weights"]} weights; {args.data}, {args.split}: {len(pictures.test)} pictures',
-        file=sys.stderr)  # fmt: skip
   _hint()
-  task = tasks.make(**_trained(args.model).get('task', {}), classes=pictures.classes)
-  result = train.evaluate(model, pictures, task=task, batch=args.batch)
-  per_class = dict(zip(described['classes'], result.pop('per_class')))
-  asked = {'model': args.model, 'weights': described['weights'], 'data': args.data, 'split': args.split}
-  print(json.dumps({**asked, **result, 'per_class': per_class}))
+  jobs.evaluate(args.model, args.data, args.split, batch=args.batch, task=_trained(args.model).get('task'))
   return 0
 
 

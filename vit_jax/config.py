@@ -208,12 +208,12 @@ def _section(path, given, table, texts):
   return out
 
 
-def architecture(name):
-  """{key: (type, the variant's value)} of the architecture keys of model `name`."""
-  from vit_jax import models
+def architecture(name, weights=False):
+  """{key: (type, value)} of the architecture keys of model `name`: values of the run `weights`, else the variant's."""
+  from vit_jax import models, pretrained
 
   kinds = signature(models.variant(name)[0])
-  return {key: (kinds[key][0], value) for key, value in models.architecture(name).items()}
+  return {key: (kinds[key][0], plain(value)) for key, value in pretrained.architecture_of(name, weights).items()}
 
 
 def _checked(name, value, kind, default, wanting, text):
@@ -242,7 +242,7 @@ def _join(path, key):
   return f'{path}.{key}' if path else key
 
 
-# -- what a person and a resumed run compare
+# -- what a person sees
 
 
 def flat(config, path=''):
@@ -253,17 +253,11 @@ def flat(config, path=''):
   return found
 
 
-def difference(old, new):
-  """A line 'a.b: old -> new' for each leaf that differs between two resolved configs."""
-  old, new = flat(old), flat(new)
-  word = lambda side, key: repr(side[key]) if key in side else 'absent'
-  return [f'{key}: {word(old, key)} -> {word(new, key)}' for key in old | new if word(old, key) != word(new, key)]
-
-
 def show(config, overrides=types.MappingProxyType({})):
   """The resolved config as text, one leaf a line, marked where a flag or the file says other than the default."""
   resolved, table = resolve(config, overrides), functions()
-  fixed = {key: plain(value) for key, (_, value) in architecture(resolved['model']['name']).items()}
+  made = architecture(resolved['model']['name'], resolved['model']['pretrained'])
+  fixed = {key: value for key, (_, value) in made.items()}
   resolved['model'] |= {key: value for key, value in fixed.items() if key not in resolved['model']}
   defaults = flat({'model': fixed})
   for path, function in table.items():

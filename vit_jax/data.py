@@ -23,7 +23,7 @@ import numpy as np
 
 from vit_jax import order, sources, transforms
 
-AHEAD = 2                   # batches decoded before they are asked for: enough to smooth out a few large pictures
+AHEAD = 2  # batches decoded before they are asked for: enough to smooth out a few large pictures
 LOCK = threading.Lock()
 
 
@@ -42,6 +42,7 @@ class Data:
     report: called with one line for each example found unreadable.
     unreadable: {id(source): (source, {index: reason})}, filled while running; `unreadable(data, source)` reads it.
   """
+
   train: object
   test: object
   classes: list
@@ -104,9 +105,16 @@ def load(
   opened = [source for source in (train, test) if source is not None]
   if not all(map(len, opened)) or not opened:
     raise ValueError('There are no examples in the chosen splits; name data.train or data.test, with a larger slice.')
-  cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()     # not on macOS
-  return Data(train=train, test=test, classes=list(opened[0].classes), row=row, training=training,
-              threads=threads or cpus, max_unreadable=max_unreadable)
+  cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # not on macOS
+  return Data(
+    train=train,
+    test=test,
+    classes=list(opened[0].classes),
+    row=row,
+    training=training,
+    threads=threads or cpus,
+    max_unreadable=max_unreadable,
+  )
 
 
 def from_arrays(train, test=None, *, size=None, crop='none', crop_pct=1.0, **options):
@@ -149,7 +157,7 @@ def train_batches(data, *, batch, seed, start=0, process_index=0, process_count=
       return
     stream = order.streams(seed, step)
     for i, row in enumerate(rows):
-      make = lambda image: transforms.training_image(image, stream(row), **data.training)     # noqa: B023  used at once
+      make = lambda image: transforms.training_image(image, stream(row), **data.training)  # noqa: B023  used at once
       _first_readable(data, source, order.following(step * batch + row, len(source), seed), make, i, out)
 
   return _batches(fill, itertools.count(start), share, size, 1 if ready is not None else data.threads)
@@ -172,7 +180,7 @@ def eval_batches(data, source, *, batch, process_index=0, process_count=1):
   def fill(step, rows, out):
     rows = range(step * batch + rows.start, min(step * batch + rows.stop, n))
     if ready is not None:
-      out = {name: array[:len(rows)] for name, array in out.items()}
+      out = {name: array[: len(rows)] for name, array in out.items()}
       _gather(ready, np.array(rows, np.int64), out)
       out['mask'][:] = 1
       return
@@ -206,7 +214,7 @@ def to_device(batches, sharding, *, depth=2):
 
 def unreadable(data, source):
   """{index: reason} of the examples of a source that this process has found unreadable so far."""
-  return data.unreadable.setdefault(id(source), (source, {}))[1]        # the source is held, so its id stays its own
+  return data.unreadable.setdefault(id(source), (source, {}))[1]  # the source is held, so its id stays its own
 
 
 def _share(batch, process_index, process_count):
@@ -250,7 +258,7 @@ def _first_readable(data, source, indices, make, i, out):
 def _note_unreadable(data, source, index, reason):
   """Names and counts an unreadable example, once; raises ValueError where there are too many."""
   known = unreadable(data, source)
-  with LOCK:                                                   # two threads may have met the same example
+  with LOCK:  # two threads may have met the same example
     if index not in known:
       known[index] = ' '.join(reason.split())
       data.report(f'unreadable, left out: {source.describe(index)}: {known[index]}')
@@ -263,8 +271,10 @@ def _check_unreadable(data, source):
   allowed = min(max(int(data.max_unreadable * n), 1 if data.max_unreadable else 0), n - 1)
   if len(known) > allowed:
     first = ', '.join(source.describe(i) for i in known[:3])
-    raise ValueError(f'{len(known)} of {n} examples are unreadable, {allowed} allowed: {first}...; repair or remove '
-                     f'them, or raise data.max_unreadable={data.max_unreadable}.')
+    raise ValueError(
+      f'{len(known)} of {n} examples are unreadable, {allowed} allowed: {first}...; repair or remove '
+      f'them, or raise data.max_unreadable={data.max_unreadable}.'
+    )
 
 
 def _batches(fill, steps, share, size, threads, mask=False):
@@ -279,12 +289,14 @@ def _batches(fill, steps, share, size, threads, mask=False):
     out = {'image': np.zeros((b, *size, 3), np.uint8), 'label': np.zeros(b, np.int32), 'id': np.full(b, -1, np.int64)}
     if mask:
       out['mask'] = np.zeros(b, np.float32)
-    return out, [pool.submit(fill, step, share[i:i + part], {k: v[i:i + part] for k, v in out.items()})
-                 for i in range(0, b, part)]
+    return out, [
+      pool.submit(fill, step, share[i : i + part], {k: v[i : i + part] for k, v in out.items()})
+      for i in range(0, b, part)
+    ]
 
   def finish(out, jobs):
     for job in jobs:
-      job.result()                                             # raises what the thread raised
+      job.result()  # raises what the thread raised
     return out
 
   pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='vit_jax.data')

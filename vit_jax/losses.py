@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 
 
-def softmax_cross_entropy(logits, target):                                          # (b, k), (b, k) -> (b,)
+def softmax_cross_entropy(logits, target):  # (b, k), (b, k) -> (b,)
   """-sum_k target log softmax(logits), in nats."""
   return -(target * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1)
 
 
-def sigmoid_cross_entropy(logits, target):                                          # (b, k), (b, k) -> (b,)
+def sigmoid_cross_entropy(logits, target):  # (b, k), (b, k) -> (b,)
   """The sum over classes of binary cross entropies, in nats; a target entry is a probability of its own."""
   logits = logits.astype(jnp.float32)
   return -(target * jax.nn.log_sigmoid(logits) + (1 - target) * jax.nn.log_sigmoid(-logits)).sum(-1)
@@ -18,6 +18,6 @@ def sigmoid_cross_entropy(logits, target):                                      
 LOSSES = {'softmax': softmax_cross_entropy, 'sigmoid': sigmoid_cross_entropy}
 
 
-def smooth(target, amount):                                                         # (b, k) -> (b, k)
+def smooth(target, amount):  # (b, k) -> (b, k)
   """(1 - amount) target + amount / k: label smoothing (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
   return target if not amount else (1 - amount) * target + amount / target.shape[-1]

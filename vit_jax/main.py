@@ -102,9 +102,9 @@ def main(argv=None):
     workdir = default_workdir(options.config)
   if workdir is not None:
     check_workdir(workdir)
-  from vit_jax import train
+  from vit_jax import jobs
 
-  train.run(resolved, workdir, extend=options.extend)
+  jobs.run(resolved, workdir, extend=options.extend)
   return 0
 
 

@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def classification(logits, label, mask, loss):                                      # (b, k), (b,), (b,), (b,)
+def classification(logits, label, mask, loss):  # (b, k), (b,), (b,), (b,)
   """Sums over the examples whose mask is 1: loss, top1, top5, examples, and by class (k,) correct and count."""
   logits = logits.astype(jnp.float32)
-  own = jnp.take_along_axis(logits, label[:, None], axis=1)                                              # (b, 1)
+  own = jnp.take_along_axis(logits, label[:, None], axis=1)  # (b, 1)
   classes = jnp.arange(logits.shape[-1])
   # ties are broken by class index, as argmax does, so that a constant output is not counted as right everywhere
-  rank = ((logits > own) | ((logits == own) & (classes < label[:, None]))).sum(-1)                       # (b,)
-  top1 = (rank == 0) & jnp.isfinite(own[:, 0])                     # NaN compares false with all: it is never right
+  rank = ((logits > own) | ((logits == own) & (classes < label[:, None]))).sum(-1)  # (b,)
+  top1 = (rank == 0) & jnp.isfinite(own[:, 0])  # NaN compares false with all: it is never right
   top5 = (rank < 5) & jnp.isfinite(own[:, 0])
   count = jnp.zeros(logits.shape[-1]).at[label].add(mask)
   return {

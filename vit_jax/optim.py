@@ -4,8 +4,9 @@ Sources: AdamW, Loshchilov & Hutter 2019, arXiv:1711.05101; cosine schedule, arX
 with cool-down, Zhai et al. 2021, arXiv:2106.04560.
 """
 
+from collections.abc import Callable
 import difflib
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def span(value, total_steps, what):
   steps = value * total_steps if 0 <= value < 1 else value
   if not 0 <= steps <= total_steps:
     raise ValueError(
-      f'optim.{what} is {value}, which is {steps:g} of {total_steps} steps; give at most total_steps, or a fraction below 1.'
+      f'optim.{what} is {value}, which is {steps:g} of {total_steps} steps; give at most total_steps, or a fraction.'
     )
   return steps
 
@@ -101,6 +102,6 @@ def learning_rate(lr, *, total_steps, schedule='cosine', warmup=0.0, cooldown=0.
 
 
 def average(ema, params, decay, step):
-  """Averaged weights after one more step: decay * ema + (1 - decay) * params; the decay starts low, (1 + t) / (10 + t)."""
+  """Averaged weights after one more step, decay * ema + (1 - decay) * params; decay is at most (1 + t) / (10 + t)."""
   decay = jnp.minimum(decay, (1 + step) / (10 + step)).astype(jnp.float32)
   return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)

@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 
-def walk(positions, n, seed):                                                               # (b,) -> (b,)
+def walk(positions, n, seed):  # (b,) -> (b,)
   """The index, 0 to n - 1, of the example at each position of the run; int64. Positions may span epochs."""
   epochs, places = np.divmod(positions, n)
   ids = np.empty(len(epochs), np.int64)
@@ -30,10 +30,10 @@ def following(position, n, seed):
     yield int(order[(place + i) % n])
 
 
-@functools.lru_cache(maxsize=2)                              # batches that are under way may span the end of an epoch
+@functools.lru_cache(maxsize=2)  # batches that are under way may span the end of an epoch
 def permutation(n, seed, epoch):
   """The order of one epoch, int64 (n,), every one equally likely. 0.1 s for a million examples."""
-  return np.argsort(_philox(seed, epoch, 2**64 - 1).random_raw(n), kind='stable')           # no row has that number
+  return np.argsort(_philox(seed, epoch, 2**64 - 1).random_raw(n), kind='stable')  # no row has that number
 
 
 def streams(seed, step):

@@ -64,8 +64,10 @@ def load(path):
   folder, which = checkpoint.find(path)
   described = describe(folder)
   if described['name'] is None:
-    raise ValueError(f'{path} was trained on a model that was changed in Python; rebuild it and use vit_jax.state.update '
-                     f'with vit_jax.pretrained.weights({str(folder)!r}).')  # fmt: skip
+    raise ValueError(
+      f'{path} was trained on a model that was changed in Python; rebuild it, and vit_jax.state.update it with '
+      f'vit_jax.pretrained.weights({str(folder)!r}).'
+    )
   made = described['architecture']
   model = _build(described['name'], made['num_classes'], 0, made, {}, abstract=True)
   _fill(model, weights(folder), ())
@@ -79,13 +81,15 @@ def describe(folder):
     with open(path) as file:
       return json.load(file)
   except FileNotFoundError:
-    raise ValueError(f'{path} is missing: it says what the weights beside it are; copy it from the original run.') from None
+    raise ValueError(
+      f'{path} is missing: it says what the weights beside it are; copy it from the original run.'
+    ) from None
   except json.JSONDecodeError as error:
     raise ValueError(f'{path} is damaged ({error}); copy it from the original run.') from None
 
 
 def weights(folder):
-  """{'params', 'rest'} of a step's folder as nested dicts of numpy arrays; params are the averaged ones if there are."""
+  """{'params', 'rest'} of a step's folder as nested dicts of numpy arrays; params are the averaged ones if any."""
   name = 'ema' if (folder / 'ema').is_dir() else 'params'
   arrays = checkpoint.read(folder, (name, 'rest'))
   return {'params': arrays[name], 'rest': arrays['rest']}
@@ -97,7 +101,7 @@ def _build(name, num_classes, seed, architecture, execution, abstract=False):
   make = lambda: models.build(name, rngs=nnx.Rngs(seed), **given, **execution)
   model = nnx.eval_shape(make) if abstract else make()
   made = {'name': models.canonical(name), 'architecture': models.architecture(name, **given)}
-  model.origin = json.dumps(made)                           # text, because a static attribute must be hashable
+  model.origin = json.dumps(made)  # text, because a static attribute must be hashable
   return model
 
 

@@ -4,7 +4,8 @@ import math
 import re
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vit_jax import state
 
@@ -75,9 +76,11 @@ def axes(path):
 def _spec(mesh, path, shape):
   row = axes(path) or ()
   spec = []
-  for size, axis in zip(shape, row if len(row) == len(shape) else ()):              # a stranger's is held whole
+  for size, axis in zip(shape, row if len(row) == len(shape) else ()):  # a stranger's is held whole
     if axis == 'tensor' and size % mesh.shape['tensor']:
-      raise ValueError(f'{path} has {size} to split over tensor={mesh.shape["tensor"]}; choose a mesh.tensor that divides.')
+      raise ValueError(
+        f'{path} has {size} to split over tensor={mesh.shape["tensor"]}; choose a mesh.tensor that divides.'
+      )
     names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
     spec.append(axis if size % math.prod(mesh.shape[name] for name in names) == 0 else None)
   return NamedSharding(mesh, P(*spec))

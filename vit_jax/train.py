@@ -1,13 +1,12 @@
 """The run, top to bottom: build, restore, step, evaluate, save. One step serves every kind of training.
 
 The state of a run is one dict of arrays: step, params, rest, opt and, with averaged weights, ema. It holds no random
-state, because keys and pictures are pure functions of (seed, step); so a resumed run repeats the lost steps bit for bit.
+state, because keys and pictures are pure functions of (seed, step), so a resumed run repeats lost steps bit for bit.
 """
 
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import sys
 import time
@@ -18,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import augment, bench, data as data_lib, metrics as metrics_lib, models, optim as optim_lib, pretrained
-from vit_jax import sharding, state, tasks, watch as watch_lib
+from vit_jax import augment, sharding, state, tasks
+from vit_jax import data as data_lib
+from vit_jax import metrics as metrics_lib
+from vit_jax import optim as optim_lib
+from vit_jax import watch as watch_lib
 from vit_jax.workdir import Workdir
-
 
 LOGGED = 'loss', 'top1', 'top5', 'examples', 'seconds'  # of an evaluation, in metrics.jsonl
 
@@ -186,13 +187,16 @@ def fit(
   """
   options, devices = Step(**step or {}), sharding.make_mesh(**mesh or {})
   batch_eval = batch if batch_eval is None else batch_eval
-  _check_counts(devices, options, batch=batch, batch_eval=batch_eval, log_every=log_every, eval_every=eval_every)
+  check_counts(devices, options, batch=batch, batch_eval=batch_eval, log_every=log_every, eval_every=eval_every)
   if data.train is None:
     raise ValueError('There is no training data; give data.train.')
+  if profile and workdir is None:
+    raise ValueError(f'profile={profile} needs a workdir, where the trace is written.')
   task = task or tasks.make(classes=data.classes)
   optimizer = _optimizer(optim, steps)
-  config = config or {'batch': batch, 'seed': seed, 'total_steps': steps, 'step': dataclasses.asdict(options),
-                      'optim': optim if isinstance(optim, dict) else repr(optim)}  # fmt: skip
+  if config is None:
+    own = optim if isinstance(optim, dict) or optim is None else 'an optax transformation'
+    config = {'batch': batch, 'seed': seed, 'total_steps': steps, 'step': dataclasses.asdict(options), 'optim': own}
 
   graphdef, params, rest = state.split(model)
   init = functools.partial(_init, optimizer)
@@ -221,28 +225,35 @@ def fit(
   batches = data_lib.train_batches(data, batch=batch, seed=seed, start=folder.first,
                                    process_index=jax.process_index(), process_count=jax.process_count())  # fmt: skip
   placed = data_lib.to_device(batches, sharding.batch(devices))
-  due = lambda step, every: step == steps or every is not None and step % every == 0
-  speed, metrics = Speed(batch), {}
   try:
-    for number in range(folder.first + 1, steps + 1):
-      with _trace(profile, number, folder.path):
-        run, values = train_step(run, next(placed)[1])
-      if due(number, log_every) or number == folder.first + 1:
-        values = {key: float(value) for key, value in values.items()}               # waits for the step
-        watch.train(number, {'loss': None, 'lr': None, **values, **speed(number)})
-      evaluated = test is not None and due(number, eval_every)
-      if evaluated:
-        metrics = test(*_weights(run))
-        watch.evaluation(number, {'split': 'test', **{key: metrics[key] for key in LOGGED}})
-        speed.pause(number)
-      if evaluated or due(number, folder.every):
-        folder.save(number, run, metrics if evaluated else None, metrics[task.best] if evaluated else None)
+    run, metrics = _loop(run, train_step, placed, test, watch, folder, batch=batch, log_every=log_every,
+                         eval_every=eval_every, profile=profile, best=task.best)  # fmt: skip
   finally:
     placed.close()
     watch.close()
     folder.close()
   state.update(model, *_weights(run))
   return Result(model, metrics, steps)
+
+
+def _loop(run, train_step, placed, test, watch, folder, *, batch, log_every, eval_every, profile, best):
+  """(the run's state, the last evaluation's metrics) after the last step."""
+  due = lambda step, every: step == folder.steps or every is not None and step % every == 0
+  speed, metrics = Speed(batch), {}
+  for number in range(folder.first + 1, folder.steps + 1):
+    with _trace(profile, number, folder.path) as waiting:
+      run, values = waiting(train_step(run, next(placed)[1]))
+    if due(number, log_every) or number == folder.first + 1:
+      values = {key: float(value) for key, value in values.items()}  # waits for the step
+      watch.train(number, {'loss': None, 'lr': None, **values, **speed(number)})
+    evaluated = test is not None and due(number, eval_every)
+    if evaluated:
+      metrics = test(*_weights(run))
+      watch.evaluation(number, {'split': 'test', **{key: metrics[key] for key in LOGGED}})
+      speed.pause(number)
+    if evaluated or due(number, folder.every):                                      # evaluated first: its line is kept
+      folder.save(number, run, metrics if evaluated else None, metrics[best] if evaluated else None)
+  return run, metrics
 
 
 class Speed:
@@ -265,22 +276,26 @@ class Speed:
 
 @contextlib.contextmanager
 def _trace(profile, step, folder):
-  """Starts and ends a jax.profiler trace around the steps profile = (first, last)."""
-  if profile and step == profile[0]:
+  """A jax.profiler trace around the steps profile = (first, last); gives what to call on the step's result."""
+  first, last = profile or (None, None)
+  if step == first:
     jax.profiler.start_trace(os.path.join(folder, 'profile'))
-  yield
-  if profile and step == profile[1]:
-    jax.effects_barrier()
+  yield jax.block_until_ready if step == last else lambda result: result
+  if step == last:
     jax.profiler.stop_trace()
 
 
-def _check_counts(devices, options, *, batch, batch_eval, log_every=1, eval_every=None):
+def check_counts(devices, options, *, batch, batch_eval, log_every=1, eval_every=None):
   """Raises ValueError for counts that are too small or do not divide."""
   if log_every < 1 or eval_every is not None and eval_every < 1:
-    raise ValueError(f'log_every={log_every} and eval_every={eval_every} count steps from 1; eval_every=None is once, last.')
+    raise ValueError(
+      f'log_every={log_every} and eval_every={eval_every} count steps from 1; eval_every=None is once, last.'
+    )
   if batch % options.accumulate:
     raise ValueError(f'batch={batch} does not split into step.accumulate={options.accumulate} micro-batches.')
-  sharding.check_batch(devices, batch=batch, batch_eval=batch_eval, **{'batch / step.accumulate': batch // options.accumulate})
+  sharding.check_batch(
+    devices, batch=batch, batch_eval=batch_eval, **{'batch / step.accumulate': batch // options.accumulate}
+  )
 
 
 def _optimizer(optim, steps):
@@ -299,66 +314,3 @@ def _init(optimizer, params, rest):
 def _weights(run):
   """(params, rest) to evaluate and to keep: the averaged ones if there are any."""
   return run.get('ema', run['params']), run['rest']
-
-
-def run(config, workdir, *, extend=False):
-  """Does the job of a resolved config (config.resolve): trains, evaluates or measures; returns its numbers.
-
-  What can be refused is refused in this order: mesh and batch, model, data, workdir; only then something compiles.
-  """
-  if config['deterministic']:                               # read when the backend starts; a CPU needs nothing
-    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
-  devices, options = sharding.make_mesh(**config['mesh']), Step(**config['step'])
-  _check_counts(devices, options, batch=config['batch'], batch_eval=config['batch_eval'])
-  wanted = dict(config['model'])
-  name, num_classes, weights, reset, numerics = (
-    wanted.pop(key) for key in ('name', 'num_classes', 'pretrained', 'reset', 'numerics'))  # fmt: skip
-  made = pretrained.architecture_of(name, weights) | wanted
-  execution = {key: getattr(options, key) for key in models.EXECUTION}
-  models.abstract(name, **made, **execution)                # refuses what cannot be built, before data is read
-  create = functools.partial(pretrained.create_model, name, pretrained=weights, reset=tuple(reset), numerics=numerics,
-                             seed=config['seed'], **wanted, **execution)  # fmt: skip
-  if config['job'] == 'inference_time':
-    return bench.report(create(num_classes=num_classes), made['img_size'], batch=config['batch'], dtype=options.dtype)
-  if config['job'] == 'evaluate':
-    return _evaluate_workdir(config, workdir, devices, options)
-  data = data_lib.load(**config['data'], size=made['img_size'])
-  if num_classes not in (None, len(data.classes)):
-    raise ValueError(f'model.num_classes is {num_classes}, and the data has {len(data.classes)}; leave it None.')
-  model = create(num_classes=len(data.classes))
-  tests = 'none' if data.test is None else f'{len(data.test):,}'
-  print(f'{name}: {state.count(state.split(model)[1]):,} parameters. {config["data"]["name"]}: {len(data.train):,} pictures '
-        f'to train on, {tests} to test, {len(data.classes)} classes. {devices.size} x '
-        f'{devices.devices.flat[0].device_kind}.', file=sys.stderr)  # fmt: skip
-  result = fit(
-    model, data, steps=config['total_steps'], task=tasks.make(**config['task'], classes=data.classes),
-    optim=config['optim'], step=config['step'], save=config['save'], mesh=config['mesh'], workdir=workdir,
-    config=config, extend=extend, **{key: config[key] for key in ('batch', 'batch_eval', 'seed', 'log_every',
-                                                                  'eval_every', 'profile')})  # fmt: skip
-  _conclude(result, config, workdir)
-  return result.metrics
-
-
-def _conclude(result, config, workdir):
-  """Prints what a person wants to know after a run: the accuracy, where everything is, what to do next."""
-  if result.metrics:
-    found = result.metrics
-    print(f'top-1 accuracy {found["top1"]:.2%} on {found["examples"]} pictures ({found["unreadable"]} unreadable of '
-          f'{found["examples"] + found["unreadable"]} listed), loss {found["loss"]:.4f}, step {result.step}.')  # fmt: skip
-  print(f'Written to {workdir}: checkpoints, model.json, metrics.jsonl, run.json, TensorBoard events.')
-  print(f'Next: vit_jax evaluate --model={workdir} --data={config["data"]["name"]} --split={config["data"]["test"]}')
-
-
-def _evaluate_workdir(config, workdir, devices, options):
-  """Evaluates the weights in workdir on the config's test data; one JSON line, as `vit_jax evaluate`."""
-  if workdir is None:
-    raise ValueError("job 'evaluate' needs --workdir=DIR, the folder of a run.")
-  model, described = pretrained.load(workdir)
-  row = described['preprocessing']
-  rest = {key: config['data'][key] for key in ('name', 'test', 'holdout', 'threads', 'max_unreadable', 'data_dir')}
-  data = data_lib.load(**rest, train=None, size=row['size'], eval_crop=row['crop'], classes=described['classes'],
-                       **{key: row[key] for key in ('crop_pct', 'interpolation', 'mean', 'std')})  # fmt: skip
-  task = tasks.make(**config['task'], classes=data.classes)
-  found = evaluate(model, data, task=task, batch=config['batch_eval'], dtype=options.dtype, mesh=devices)
-  print(json.dumps({'model': workdir, 'weights': described['weights'], **found}))
-  return found

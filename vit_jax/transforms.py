@@ -11,6 +11,7 @@ antialiased filters, 'tf_bilinear' is tf.image.resize's (half-pixel centres, no 
 timm's create_transform(is_training=False). Training crops as Inception does (Szegedy et al., 2014, section 6) in the
 form of torchvision's RandomResizedCrop: ten tries, then the largest centred crop of an allowed aspect.
 """
+
 import contextlib
 import functools
 import io
@@ -23,22 +24,28 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-MAX_PIXELS = 178_956_970                         # where Pillow itself refuses: half a gigabyte once decoded
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gigabyte once decoded
 CROPS = ('random', 'pad', 'none')
 EVALUATION_CROPS = ('center', 'center_floor', 'squash')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'tf_bilinear')
-PADDING = 4                                      # pixels on each side: the CIFAR recipe of He et al., 2015, section 4.2
+PADDING = 4  # pixels on each side: the CIFAR recipe of He et al., 2015, section 4.2
 
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}          # EXIF orientation: what puts the picture upright
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation: what puts the picture upright
 
 
 class Unreadable(ValueError):
   """A picture that cannot be decoded; the message is the reason, one line that does not name the file."""
 
 
-def decode(data):                                                                                      # -> (h, w, 3)
+def decode(data):  # -> (h, w, 3)
   """uint8 (h, w, 3), C-contiguous, possibly read-only, for a picture in any form; see the top of this file.
 
   Args:
@@ -52,8 +59,9 @@ def decode(data):                                                               
   return np.ascontiguousarray(_picture(data))
 
 
-def preprocessing(size, *, crop='center', crop_pct=0.875, interpolation='bicubic', mean=(0.5, 0.5, 0.5),
-                  std=(0.5, 0.5, 0.5)):
+def preprocessing(
+  size, *, crop='center', crop_pct=0.875, interpolation='bicubic', mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+):
   """The row that says how a picture is prepared for evaluation: a JSON-able dict of the arguments, size as [h, w].
 
   Args:
@@ -77,11 +85,17 @@ def preprocessing(size, *, crop='center', crop_pct=0.875, interpolation='bicubic
   mean, std = [float(m) for m in mean], [float(s) for s in std]
   if (len(mean), len(std)) != (3, 3) or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
     raise ValueError(f'mean={mean}, std={std}: wanted three numbers each, of pixels scaled to 0..1 (divide by 255).')
-  return {'size': [int(height), int(width)], 'crop': crop, 'crop_pct': float(crop_pct), 'interpolation': interpolation,
-          'mean': mean, 'std': std}
+  return {
+    'size': [int(height), int(width)],
+    'crop': crop,
+    'crop_pct': float(crop_pct),
+    'interpolation': interpolation,
+    'mean': mean,
+    'std': std,
+  }
 
 
-def evaluation_image(image, row):                                                            # -> (size_h, size_w, 3)
+def evaluation_image(image, row):  # -> (size_h, size_w, 3)
   """uint8 (size_h, size_w, 3) for a picture in any form that `decode` takes, prepared as the row says.
 
   Equal in every bit to timm's and Hugging Face's 8-bit (Pillow) pipelines, whatever else is installed. A picture of the
@@ -100,8 +114,9 @@ def evaluation_image(image, row):                                               
   return np.ascontiguousarray(_cut(picture, (left, top, left + width, top + height)))
 
 
-def training_image(image, rng, *, size, crop='random', scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3),
-                   interpolation='bilinear', fast=False):                                    # -> (size_h, size_w, 3)
+def training_image(
+  image, rng, *, size, crop='random', scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation='bilinear', fast=False
+):  # -> (size_h, size_w, 3)
   """uint8 (size_h, size_w, 3), a random view of a picture in any form that `decode` takes, and with its errors.
 
   Args:
@@ -120,7 +135,7 @@ def training_image(image, rng, *, size, crop='random', scale=(0.08, 1.0), ratio=
     picture = _cut(picture, random_box(*_size(picture), rng, scale=scale, ratio=ratio))
   picture = _resized(picture, (height, width), interpolation, fast and host_decoder() == 'opencv')
   if crop == 'pad':
-    padded = np.zeros((height + 2 * PADDING, width + 2 * PADDING, 3), np.uint8)     # np.pad takes four times as long
+    padded = np.zeros((height + 2 * PADDING, width + 2 * PADDING, 3), np.uint8)  # np.pad takes four times as long
     padded[PADDING : PADDING + height, PADDING : PADDING + width] = picture
     left, top = int(rng.integers(2 * PADDING + 1)), int(rng.integers(2 * PADDING + 1))
     picture = padded[top : top + height, left : left + width]
@@ -141,7 +156,7 @@ def random_box(height, width, rng, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
     if 0 < w <= width and 0 < h <= height:
       top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
       return left, top, left + w, top + h
-  w = min(width, max(1, round(height * ratio[1])))         # max: a line one pixel wide still has a box
+  w = min(width, max(1, round(height * ratio[1])))  # max: a line one pixel wide still has a box
   h = min(height, max(1, round(width / ratio[0])))
   left, top = (width - w) // 2, (height - h) // 2
   return left, top, left + w, top + h
@@ -168,13 +183,14 @@ class _Hush(threading.local):
 
   warnings.catch_warnings is for one thread: where two overlap, the last to leave restores the other's filters.
   """
+
   inside = False
 
   def match(self, text):
     return self.inside
 
   def __enter__(self):
-    if _HUSHED not in warnings.filters:          # whoever resets the filters, as pytest does, removes it
+    if _HUSHED not in warnings.filters:  # whoever resets the filters, as pytest does, removes it
       warnings.filters.insert(0, _HUSHED)
     self.inside = True
 
@@ -183,7 +199,7 @@ class _Hush(threading.local):
 
 
 _HUSH = _Hush()
-_HUSHED = ('ignore', _HUSH, Warning, None, 0)    # the form of an entry of warnings.filters
+_HUSHED = ('ignore', _HUSH, Warning, None, 0)  # the form of an entry of warnings.filters
 
 
 def _picture(data):
@@ -201,7 +217,7 @@ def _picture(data):
       return _upright(Image.open(io.BytesIO(data)))
   except UnidentifiedImageError as error:
     raise Unreadable('not a picture in a format that Pillow reads' if len(data) else 'an empty file') from error
-  except Exception as error:                     # a format's parser raises whatever damaged bytes lead it to
+  except Exception as error:  # a format's parser raises whatever damaged bytes lead it to
     reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
     raise Unreadable(reason.splitlines()[0]) from error
 
@@ -212,8 +228,8 @@ def _upright(image):
     raise Unreadable(f'{image.width}x{image.height} pixels: wanted 1 to {MAX_PIXELS:,}')
   image.load()
   turn = None
-  with contextlib.suppress(Exception):           # damaged EXIF says nothing about the pixels
-    turn = _TURNS.get(image.getexif().get(0x0112))         # after load(): a PNG may have it behind the pixels
+  with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+    turn = _TURNS.get(image.getexif().get(0x0112))  # after load(): a PNG may have it behind the pixels
   image = image if image.mode == 'RGB' else _eight_bit(image).convert('RGB')
   return image if turn is None else image.transpose(turn)
 
@@ -224,21 +240,23 @@ def _eight_bit(image):
     raise Unreadable('floating-point pixels have no defined range; save them with 8 or 16 bits')
   if not image.mode.startswith('I'):
     return image
-  values = np.asarray(image)                     # 32-bit 'I' is also how a 16-bit PGM, or PNG in older Pillows, arrives
+  values = np.asarray(image)  # 32-bit 'I' is also how a 16-bit PGM, or PNG in older Pillows, arrives
   if values.min() < 0 or values.max() > 65535:
     raise Unreadable('32-bit integer pixels have no defined range; save them with 8 or 16 bits')
   return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def _three_channels(array):                                                                            # -> (h, w, 3)
+def _three_channels(array):  # -> (h, w, 3)
   if array.dtype != np.uint8 or array.ndim < 2 or array.shape[2:] not in ((), (1,), (3,), (4,)) or not array.size:
-    raise ValueError('A picture as an array is uint8, 0 to 255, of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), '
-                     f'not {array.dtype} {array.shape}.')
+    raise ValueError(
+      'A picture as an array is uint8, 0 to 255, of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), '
+      f'not {array.dtype} {array.shape}.'
+    )
   array = array[..., None] if array.ndim == 2 else array
   return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
 
 
-def _size(picture):                                                                                       # -> (h, w)
+def _size(picture):  # -> (h, w)
   return picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size[::-1]
 
 
@@ -249,9 +267,9 @@ def _cut(picture, box):
 
 def _covering(h, w, target):
   """(h, w) scaled, aspect kept, until it just covers the target (h, w); rounded as timm does."""
-  if target[0] == target[1]:                     # torchvision's Resize(int): what the long side has over is cut off
+  if target[0] == target[1]:  # torchvision's Resize(int): what the long side has over is cut off
     return (target[0], target[0] * w // h) if h <= w else (target[0] * h // w, target[0])
-  factor = min(h / target[0], w / target[1])     # timm's ResizeKeepRatio
+  factor = min(h / target[0], w / target[1])  # timm's ResizeKeepRatio
   return round(h / factor), round(w / factor)
 
 
@@ -263,6 +281,7 @@ def _resized(picture, size, interpolation, fast=False):
   # where nothing shrinks, nothing is antialiased, and the two kinds of bilinear are one
   if fast and (interpolation == 'tf_bilinear' or interpolation == 'bilinear' and h <= size[0] and w <= size[1]):
     import cv2
+
     return cv2.resize(np.asarray(picture), size[::-1], interpolation=cv2.INTER_LINEAR)
   if interpolation == 'tf_bilinear':
     return _tf_bilinear(np.asarray(picture), size)
@@ -270,7 +289,7 @@ def _resized(picture, size, interpolation, fast=False):
   return picture.resize(size[::-1], Image.Resampling[interpolation.upper()])
 
 
-def _tf_bilinear(array, size):                                                   # (h, w, 3) -> (size_h, size_w, 3)
+def _tf_bilinear(array, size):  # (h, w, 3) -> (size_h, size_w, 3)
   for axis, (old, new) in enumerate(zip(array.shape, size)):
     at = (np.arange(new, dtype=np.float32) + 0.5) * np.float32(old / new) - 0.5
     low = np.floor(at).astype(int)

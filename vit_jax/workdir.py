@@ -12,7 +12,8 @@ import os
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checkpoint, data as data_lib, pretrained, sharding, state, transforms, watch
+from vit_jax import checkpoint, pretrained, sharding, state, transforms, watch
+from vit_jax import data as data_lib
 
 # A resumed run must give what the uninterrupted one would have given, so these may not change.
 FIXED = ('seed', 'batch', 'total_steps', 'model', 'data', 'task', 'optim', 'step')
@@ -120,11 +121,15 @@ def _check_resume(path, old, new, fingerprint, *, extend):
     if extend:
       lines.remove(longer)
     elif lines == [longer]:
-      raise ValueError(f'{path} was begun with {longer}: add --extend to continue it with the schedule of {wanted} steps.')
+      raise ValueError(
+        f'{path} was begun with {longer}: add --extend to continue it with the schedule of {wanted} steps.'
+      )
   if old['data'] != fingerprint:
     lines.append('the data itself: other files, labels or classes than at the start')
   if lines:
-    raise ValueError(f'{path} was begun with other settings ({"; ".join(lines)}); restore them or choose another --workdir.')
+    raise ValueError(
+      f'{path} was begun with other settings ({"; ".join(lines)}); restore them or choose another --workdir.'
+    )
 
 
 def _differences(old, new):

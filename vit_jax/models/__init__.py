@@ -56,7 +56,8 @@ def architecture(name, **overrides):
     if key not in known:
       near = difflib.get_close_matches(key, known, 1)
       raise ValueError(
-        f'{cls.__name__} has no argument {key!r}; ' + (f'did you mean {near[0]!r}?' if near else f'it has {list(known)}.')
+        f'{cls.__name__} has no argument {key!r}; '
+        + (f'did you mean {near[0]!r}?' if near else f'it has {list(known)}.')
       )
   return known | row | overrides
 

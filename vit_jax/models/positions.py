@@ -22,12 +22,14 @@ def resize_matrix(old, new, method):
     'bicubic_plain': (functools.partial(_cubic, a=-0.75), 2),
     'bilinear_plain': (lambda t: np.maximum(0, 1 - np.abs(t)), 1),
   }[method]
-  stretch = max(old / new, 1) if method == 'bicubic' else 1                         # antialias: widen when shrinking
+  stretch = max(old / new, 1) if method == 'bicubic' else 1  # antialias: widen when shrinking
   centre = (np.arange(new) + 0.5) * old / new - 0.5
-  taps = np.floor(centre)[:, None].astype(int) + np.arange(-math.ceil(radius * stretch), math.ceil(radius * stretch) + 2)
+  taps = np.floor(centre)[:, None].astype(int) + np.arange(
+    -math.ceil(radius * stretch), math.ceil(radius * stretch) + 2
+  )
   weights = kernel((taps - centre[:, None]) / stretch)
   if method == 'bicubic':
-    weights = np.where((taps >= 0) & (taps < old), weights, 0)                      # torch drops taps outside ...
+    weights = np.where((taps >= 0) & (taps < old), weights, 0)  # torch drops taps outside ...
   matrix = np.zeros((new, old))
   np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1)), weights)  # ... or repeats the edge
   return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
@@ -43,7 +45,7 @@ def _cubic(t, a):
 POSITION_RESIZE = ('bicubic', 'bicubic_plain', 'bilinear_plain', 'corner')
 
 
-def resize_positions(grid, size, method):                                           # (rows, cols, d) -> (*size, d)
+def resize_positions(grid, size, method):  # (rows, cols, d) -> (*size, d)
   """A grid of position embeddings resampled to `size`, in float32 and back to the grid's dtype.
 
   bicubic: antialiased, half-pixel centres (timm). bicubic_plain, bilinear_plain: without antialias (Hugging Face; timm
@@ -57,7 +59,7 @@ def resize_positions(grid, size, method):                                       
   return out.astype(grid.dtype)
 
 
-def resize_table(table, old, new, *, prefix, method):                               # (1, prefix + rows*cols, d)
+def resize_table(table, old, new, *, prefix, method):  # (1, prefix + rows*cols, d)
   """A table of positions for the patch grid `old` as one for the grid `new`; prefix rows have no place and are kept."""
   if tuple(old) == tuple(new):
     return table
@@ -65,7 +67,7 @@ def resize_table(table, old, new, *, prefix, method):                           
   return jnp.concatenate([table[:, :prefix], grid.reshape(1, new[0] * new[1], -1)], axis=1)
 
 
-def sincos_positions(rows, cols, dim, temperature=10_000.0):                        # -> (rows, cols, dim) float32
+def sincos_positions(rows, cols, dim, temperature=10_000.0):  # -> (rows, cols, dim) float32
   """Fixed 2-D sine-cosine embeddings: [sin x, cos x, sin y, cos y], a quarter of dim each (arXiv:2205.01580)."""
   if dim % 4 or dim < 8:
     raise ValueError(f'sin-cos positions need an embed_dim that is a multiple of 4 and at least 8, not {dim}.')

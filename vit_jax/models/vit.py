@@ -36,14 +36,18 @@ class VisionTransformer(nnx.Module):
   """
 
   def __init__(
-    self, *, num_classes=1000, img_size: Size = 224, patch_size: Size = 16, in_chans=3, embed_dim=768, depth=12, num_heads=12,
-    mlp_ratio=4.0, qkv_bias=True, init_values: float | None = None, class_token=True, reg_tokens=0, global_pool='token',
-    pos_embed='learn', no_embed_class=False, pos_resize='bicubic', pre_norm=False, final_norm=True, fc_norm: bool | None = None,
-    representation_size: int | None = None, act_layer='gelu', norm_eps=1e-6, drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0,
-    attn_drop_rate=0.0, drop_path_rate=0.0, scan=False, remat='none', attention='xla', rngs,
+    self, *, num_classes=1000, img_size: Size = 224, patch_size: Size = 16, in_chans=3, embed_dim=768, depth=12,
+    num_heads=12, mlp_ratio=4.0, qkv_bias=True, init_values: float | None = None, class_token=True, reg_tokens=0,
+    global_pool='token', pos_embed='learn', no_embed_class=False, pos_resize='bicubic', pre_norm=False,
+    final_norm=True, fc_norm: bool | None = None, representation_size: int | None = None, act_layer='gelu',
+    norm_eps=1e-6, drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0,
+    scan=False, remat='none', attention='xla', rngs,
   ):  # fmt: skip
-    _check(global_pool=(global_pool, POOLS), pos_embed=(pos_embed, POSITIONS),
-           pos_resize=(pos_resize, positions.POSITION_RESIZE))
+    _check(
+      global_pool=(global_pool, POOLS),
+      pos_embed=(pos_embed, POSITIONS),
+      pos_resize=(pos_resize, positions.POSITION_RESIZE),
+    )
     if global_pool == 'token' and not class_token:
       raise ValueError("global_pool='token' reads the class token, and class_token is False; choose 'avg' or 'map'.")
     self.global_pool, self.pos_embed_kind, self.pos_resize = global_pool, pos_embed, pos_resize
@@ -60,7 +64,7 @@ class VisionTransformer(nnx.Module):
     tokens = self.grid[0] * self.grid[1] + (0 if self.no_embed_class else self.prefix)
     self.pos_embed = token(tokens) if pos_embed == 'learn' else None
     if pos_embed == 'sincos2d':
-      positions.sincos_positions(1, 1, embed_dim)                                   # refuses a width it cannot fill
+      positions.sincos_positions(1, 1, embed_dim)  # refuses a width it cannot fill
     self.norm_pre = layers.LayerNorm(embed_dim, eps=norm_eps, rngs=rngs) if pre_norm else None
 
     def block(rngs):
@@ -82,7 +86,7 @@ class VisionTransformer(nnx.Module):
     # data: so that a user may put a head where there was none
     self.head = nnx.data(dense(width, num_classes, layers.zeros) if num_classes else None)
 
-  def embed(self, images, *, key=None):                                             # (b, h, w, c)
+  def embed(self, images, *, key=None):  # (b, h, w, c)
     """Tokens that the first block reads: patches, positions, prefix tokens, (b, n, d)."""
     rows, cols = self.patch_embed.grid(*images.shape[1:3])
     x = self.patch_embed(images).reshape(images.shape[0], rows * cols, -1)
@@ -95,7 +99,7 @@ class VisionTransformer(nnx.Module):
     x = layers.dropout(x, self.pos_drop_rate, key)
     return x if self.norm_pre is None else self.norm_pre(x)
 
-  def _positioned(self, x, size):                                                   # (b, n, d) -> (b, n, d)
+  def _positioned(self, x, size):  # (b, n, d) -> (b, n, d)
     if self.pos_embed_kind == 'none':
       return x
     if self.pos_embed_kind == 'sincos2d':
@@ -104,14 +108,14 @@ class VisionTransformer(nnx.Module):
     table = positions.resize_table(self.pos_embed[...], self.grid, size, prefix=prefix, method=self.pos_resize)
     return x + table.astype(x.dtype)
 
-  def features(self, images, *, key=None):                                          # (b, h, w, c)
+  def features(self, images, *, key=None):  # (b, h, w, c)
     """Tokens after the last norm, prefix tokens first, (b, n, d)."""
     x = self.embed(images, key=layers.fold(key, 0))
     b, n, d = x.shape
     x = self.blocks(x.reshape(b * n, d), n, key=layers.fold(key, 1)).reshape(b, n, d)
     return x if self.norm is None else self.norm(x)
 
-  def pool(self, x):                                                                # (b, n, d)
+  def pool(self, x):  # (b, n, d)
     """What the head reads before dropout: (b, d), or (b, n, d) with global_pool ''."""
     if self.global_pool == 'token':
       x = x[:, 0]
@@ -122,7 +126,7 @@ class VisionTransformer(nnx.Module):
     x = x if self.fc_norm is None else self.fc_norm(x)
     return x if self.pre_logits is None else jnp.tanh(self.pre_logits(x))
 
-  def __call__(self, images, *, key=None):                                          # (b, h, w, c)
+  def __call__(self, images, *, key=None):  # (b, h, w, c)
     x = layers.dropout(self.pool(self.features(images, key=key)), self.drop_rate, layers.fold(key, 2))
     return x if self.head is None else self.head(x)
 

@@ -1,11 +1,12 @@
-"""A small ViT from scratch on Fashion-MNIST on a CPU: fashion_mnist.py[:DATA], where DATA is tfds:fashion_mnist unless given.
+"""A small ViT from scratch on Fashion-MNIST: fashion_mnist.py[:DATA], where DATA is tfds:fashion_mnist unless given.
 
   python -m vit_jax.main --config=configs/fashion_mnist.py:fashion_mnist.npz --workdir=runs/fashion_mnist
 
 DATA is an .npz file with x_train, y_train, x_test, y_test, a folder with the four IDX files, or anything else that
 `vit_jax list datasets` names.
 
-Expected: TODO
+Expected: some 91 %, in about 25 minutes on two CPU cores (0.4 CPU seconds a step). Not measured yet: estimated from the
+first steps.
 """
 
 from ml_collections import ConfigDict
@@ -13,21 +14,21 @@ from ml_collections import ConfigDict
 
 def get_config(data='tfds:fashion_mnist'):
   return ConfigDict({
-    'total_steps': 9360,                                    # 20 epochs of 60,000 in batches of 128
-    'eval_every': 2340,
+    'total_steps': 7000,                                    # 15 epochs of 60,000 in batches of 128
+    'eval_every': 1000,
     'model': {
       'name': 'vit_tiny_patch16_224',                       # the family; what makes it this small follows
       'img_size': 28,
       'patch_size': 4,
-      'embed_dim': 96,
+      'embed_dim': 64,
       'depth': 6,
-      'num_heads': 6,
+      'num_heads': 4,
       'mlp_ratio': 2.0,
       'class_token': False,
       'global_pool': 'avg',
     },
-    'data': {'name': data, 'crop': 'pad', 'eval_crop': 'squash'},
-    'optim': {'lr': 1e-3, 'warmup': 0.1, 'weight_decay': 0.1, 'clip': 1.0},
+    'data': {'name': data, 'crop': 'pad', 'crop_pct': 1.0},
+    'optim': {'lr': 2e-3, 'warmup': 0.1, 'weight_decay': 0.1, 'clip': 1.0},
     'step': {'augment': {'mixup': 0.2}},
-    'save': {'every': 2340},
+    'save': {'every': 1000},
   })  # fmt: skip

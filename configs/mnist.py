@@ -1,10 +1,10 @@
-"""A small ViT from scratch on MNIST, ten epochs on a CPU: mnist.py[:DATA], where DATA is tfds:mnist unless it is given.
+"""A small ViT from scratch on MNIST, eight epochs on a CPU: mnist.py[:DATA], where DATA is tfds:mnist unless given.
 
   python -m vit_jax.main --config=configs/mnist.py:mnist.npz --workdir=runs/mnist
 
 DATA is Keras' mnist.npz, a folder with the four IDX files, or anything else that `vit_jax list datasets` names.
 
-Expected: TODO
+Expected: MNISTRESULT, measured, seconds
 """
 
 from ml_collections import ConfigDict
@@ -12,21 +12,21 @@ from ml_collections import ConfigDict
 
 def get_config(data='tfds:mnist'):
   return ConfigDict({
-    'total_steps': 4680,                                    # ten epochs of 60,000 in batches of 128
-    'eval_every': 1170,
+    'total_steps': 3750,                                    # eight epochs of 60,000 in batches of 128
+    'eval_every': 1250,
     'model': {
       'name': 'vit_tiny_patch16_224',                       # the family; what makes it this small follows
       'img_size': 28,
       'patch_size': 7,
       'embed_dim': 64,
-      'depth': 4,
+      'depth': 6,
       'num_heads': 4,
       'mlp_ratio': 2.0,
       'class_token': False,
       'global_pool': 'avg',
     },
-    'data': {'name': data, 'crop': 'pad', 'eval_crop': 'squash'},
-    'optim': {'lr': 2e-3, 'warmup': 0.1, 'weight_decay': 0.05, 'clip': 1.0},
+    'data': {'name': data, 'crop': 'pad', 'crop_pct': 1.0},
+    'optim': {'lr': 3e-3, 'warmup': 0.1, 'weight_decay': 0.1, 'clip': 1.0},
     'step': {'augment': {'flip': False}},                   # a mirrored digit is none
-    'save': {'every': 1170},
+    'save': {'every': 1250},
   })  # fmt: skip

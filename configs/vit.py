@@ -7,9 +7,8 @@ of 512 in 8 parts, pictures of 384 pixels, Inception crops of at least 5 % and p
 DATASET is a name in the table below, or anything that `vit_jax list datasets` explains (a folder, tfds:NAME, a file),
 which is then treated as a small one. WEIGHTS is the workdir of a run of ours; without it the model starts at random.
 
-Expected, with ViT-B/16 pretrained on ImageNet-21k (the paper's table 5, arXiv:2010.11929; not measured by us): CIFAR-10
-98.95 %, CIFAR-100 91.67 %, ImageNet 83.97 %, Pets 94.43 %, Flowers 99.38 %. Time: made for TPUs, where 10,000 steps of
-B/16 take a few hours; --config.model.img_size=224 is 3 times faster and loses about 1 %.
+Expected, with ViT-B/16 pretrained on ImageNet-21k, says the release's README (not measured by us): CIFAR-10 98.86 % and
+CIFAR-100 91.15 % after only 1,000 steps, warm-up 100, in 39 minutes; 98.59 % and 89.17 % after 500, warm-up 50, in 17.
 """
 
 from ml_collections import ConfigDict
@@ -44,6 +43,7 @@ def get_config(args=''):
       'test': test,
       'scale': (0.05, 1.0),
       'eval_crop': 'squash',
+      'crop_pct': 1.0,
       'interpolation': 'tf_bilinear',
     },
     'optim': {

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -244,6 +245,15 @@ def test_evaluate_refuses_in_one_line(workdir, wrong, wanted, capsys):
 def test_evaluate_of_a_name_says_that_it_has_no_weights(capsys):
   assert cli.main(['evaluate', '--model=vit_tiny_patch16_224', '--data=digits']) == 2
   assert 'without weights' in capsys.readouterr().err
+
+
+def test_weights_and_model_json_are_all_that_show_and_evaluate_need(workdir, tmp_path, capsys):
+  shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
+  shutil.copy(workdir / 'model.json', tmp_path)
+  assert cli.main(['show', str(tmp_path)]) == 0
+  assert 'top-1' not in capsys.readouterr().out
+  assert cli.main(['evaluate', f'--model={tmp_path}', '--data=digits', '--split=test[:8]', '--batch=8']) == 0
+  assert json.loads(capsys.readouterr().out)['examples'] == 8
 
 
 def test_show_and_bench_take_a_workdir(workdir, capsys):

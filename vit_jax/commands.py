@@ -39,7 +39,8 @@ def evaluate(argv):
   from vit_jax import jobs
 
   _hint()
-  jobs.evaluate(args.model, args.data, args.split, batch=args.batch, task=_trained(args.model).get('task'))
+  task = _trained(args.model).get('task') if _is_path(args.model) else None
+  jobs.evaluate(args.model, args.data, args.split, batch=args.batch, task=task)
   return 0
 
 
@@ -139,10 +140,11 @@ def _is_path(model):
 
 
 def _trained(path):
-  """The config of the run that a workdir, or one of its checkpoints, is of."""
+  """The config of the run that a workdir, or one of its checkpoints, is of; {} where only the weights were copied."""
   from vit_jax import checkpoint
 
-  return json.loads((checkpoint.find(path)[0].parent.parent / 'run.json').read_text())['config']
+  record = checkpoint.find(path)[0].parent.parent / 'run.json'
+  return json.loads(record.read_text())['config'] if record.exists() else {}
 
 
 def _run(path):
@@ -153,15 +155,16 @@ def _run(path):
   described, trained = pretrained.describe(folder), _trained(path)
   if described['name'] is None:
     raise ValueError(f'{path} holds a model that was changed in Python; only its weights are here.')
-  lines = [json.loads(line) for line in (folder.parent.parent / 'metrics.jsonl').read_text().splitlines()]
-  best = max((line for line in lines if 'top1' in line), key=lambda line: line['top1'], default=None)
-  name = trained.get('data', {}).get('name', 'arrays')
-  rows = {
-    'weights': f'{which}: {folder}',
-    'classes': textwrap.shorten(f'{len(described["classes"])}: {", ".join(described["classes"])}', 100),
-    'trained on': f'{name}, {trained["total_steps"]} steps of {trained["batch"]} pictures',
-  }
-  if best:
+  classes = f'{len(described["classes"])}: {", ".join(described["classes"])}'
+  rows = {'weights': f'{which}: {folder}', 'classes': textwrap.shorten(classes, 100)}
+  if trained:
+    name = trained.get('data', {}).get('name', 'arrays')
+    rows['trained on'] = f'{name}, {trained["total_steps"]} steps of {trained["batch"]} pictures'
+  log = folder.parent.parent / 'metrics.jsonl'
+  whole = log.read_text().split('\n')[:-1] if log.exists() else []  # a killed run may have torn its last line
+  evaluations = [line for line in map(json.loads, whole) if 'top1' in line]
+  if evaluations:
+    best = max(evaluations, key=lambda line: line['top1'])
     rows['best'] = f'top-1 {best["top1"]:.4f} of {best["examples"]} pictures at step {best["step"]}'
   return {'name': described['name'], 'architecture': described['architecture']} | rows
 

@@ -69,7 +69,7 @@ def load(path):
       f'vit_jax.pretrained.weights({str(folder)!r}).'
     )
   made = described['architecture']
-  model = _build(described['name'], made['num_classes'], 0, made, {}, abstract=True)
+  model = _build(described['name'], made['num_classes'], None, made, {})
   _fill(model, weights(folder), ())
   return model, described | {'weights': which}
 
@@ -95,11 +95,16 @@ def weights(folder):
   return {'params': arrays[name], 'rest': arrays['rest']}
 
 
-def _build(name, num_classes, seed, architecture, execution, abstract=False):
-  """A model that remembers by which name and arguments it was made: fit writes that into model.json."""
+def _build(name, num_classes, seed, architecture, execution):
+  """A model that remembers by which name and arguments it was made, which fit writes into model.json.
+
+  seed: None gives shapes in place of arrays, to be filled.
+  """
   given = architecture if num_classes is None else architecture | {'num_classes': num_classes}
-  make = lambda: models.build(name, rngs=nnx.Rngs(seed), **given, **execution)
-  model = nnx.eval_shape(make) if abstract else make()
+  if seed is None:
+    model = models.abstract(name, **given, **execution)
+  else:
+    model = models.build(name, rngs=nnx.Rngs(seed), **given, **execution)
   made = {'name': models.canonical(name), 'architecture': models.architecture(name, **given)}
   model.origin = json.dumps(made)  # text, because a static attribute must be hashable
   return model

@@ -70,9 +70,16 @@ def build(name, *, rngs, num_classes=None, scan=False, remat='none', attention='
   return cls(**architecture(name, **overrides), scan=scan, remat=remat, attention=attention, rngs=rngs)
 
 
+class _NoKeys:
+  """Stands in for nnx.Rngs where shapes are all that is wanted; tracing real draws would take five times as long."""
+
+  def params(self):
+    """No key: the initializers of layers.py then give zeros."""
+
+
 def abstract(name, **arguments):
   """The model as build(name, **arguments) gives it, with shapes and dtypes in place of arrays: nothing is computed."""
-  return nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **arguments))
+  return nnx.eval_shape(lambda: build(name, rngs=_NoKeys(), **arguments))
 
 
 def count(model):

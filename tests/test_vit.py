@@ -178,31 +178,38 @@ def test_each_rate_acts_and_keeps_the_mean(rate):
   draws = jax.jit(jax.vmap(lambda key: model(x, key=key)))(jax.random.split(jax.random.key(5), 400))
   assert draws.std(0).max() > 1e-3
   if rate == 'drop_rate':  # the only one with nothing nonlinear behind it
-    np.testing.assert_allclose(draws.mean(0), model(x), atol=0.25)
+    error = np.abs(draws.mean(0) - model(x)) / (draws.std(0) / 20)                  # in standard errors of 400 draws
+    assert error.max() < 5
 
 
-@pytest.mark.parametrize(
-  'how', [dict(scan=True), dict(remat='full'), dict(remat='dots'), dict(scan=True, remat='full')]
-)
-def test_scan_and_remat_change_no_number(how):
-  dropping = dict(drop_path_rate=0.3, proj_drop_rate=0.1, attn_drop_rate=0.1, init_values=0.1)
-  plain, other = build(**dropping), build(**dropping, **how)
-  params = state.split(plain)[1]
-  state.update(other, state.stack(params) if how.get('scan') else params)
+DROPPING = dict(drop_path_rate=0.3, proj_drop_rate=0.1, attn_drop_rate=0.1, init_values=0.1)
 
-  def value(model, params, key):
-    graphdef, _, rest = state.split(model)
-    loss = lambda p: jnp.square(state.merge(graphdef, p, rest)(images(), key=key)).mean()
-    return jax.jit(jax.value_and_grad(loss))(params)
 
-  for key in (None, jax.random.key(1)):
-    loss, grads = value(plain, params, key)
-    other_loss, other_grads = value(other, state.split(other)[1], key)
-    np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
-    unstacked = state.unstack(other_grads) if how.get('scan') else other_grads
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4 * np.abs(b).max()), unstacked, grads
-    )
+def loss_and_gradients(model, key):
+  graphdef, params, rest = state.split(model)
+  loss = lambda p, key: jnp.square(state.merge(graphdef, p, rest)(images(), key=key)).mean()
+  return jax.jit(jax.value_and_grad(loss))(params, key)
+
+
+@pytest.fixture(scope='module')
+def unrolled():
+  model = build(**DROPPING)
+  return state.split(model)[1], loss_and_gradients(model, jax.random.key(1)), model(images())
+
+
+HOW = [dict(scan=True), dict(remat='full'), dict(remat='dots'), dict(scan=True, remat='full')]
+
+
+@pytest.mark.parametrize('how', HOW, ids=str)
+def test_scan_and_remat_change_no_number(how, unrolled):
+  params, (loss, grads), logits = unrolled
+  model = build(**DROPPING, **how)
+  state.update(model, state.stack(params) if how.get('scan') else params)
+  other_loss, other_grads = loss_and_gradients(model, jax.random.key(1))
+  np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4 * np.abs(b).max())
+  jax.tree.map(near, state.unstack(other_grads) if how.get('scan') else other_grads, grads)
+  np.testing.assert_allclose(model(images()), logits, atol=1e-5)
 
 
 def test_a_stacked_model_gives_its_blocks():

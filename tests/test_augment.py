@@ -61,7 +61,7 @@ def test_mixup_is_the_formula_with_one_weight_for_images_and_targets():
   weight = 1 - (image_steps * (out['image'] - images)).sum() / (image_steps**2).sum()
   assert 0.01 < weight < 0.99
   assert out['image'].dtype == out['target'].dtype == jnp.float32
-  np.testing.assert_allclose(out['image'], images + (1 - weight) * image_steps, atol=1e-4)
+  np.testing.assert_allclose(out['image'], images + (1 - weight) * image_steps, rtol=1e-6, atol=2e-4)
   np.testing.assert_allclose(out['target'], targets + (1 - weight) * target_steps, atol=1e-6)
   np.testing.assert_allclose(out['target'].sum(1), 1, atol=1e-6)
 

@@ -21,7 +21,7 @@ MAY_IMPORT = {
   'console': set(),
   'commands': {'bench', 'checkpoint', 'config', 'console', 'jobs', 'models', 'pretrained'},
   'main': {'config', 'jobs'},
-  'jobs': {'bench', 'data', 'models', 'pretrained', 'sharding', 'state', 'tasks', 'train'},
+  'jobs': {'bench', 'console', 'data', 'models', 'pretrained', 'sharding', 'state', 'tasks', 'train'},
   'config': {
     'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sharding', 'signatures', 'tasks', 'train',
   },
@@ -170,7 +170,7 @@ def test_models_do_no_io(name):
 @pytest.mark.parametrize('name', FILES)
 def test_nothing_grows_too_large(name):
   lines = FILES[name].read_text(encoding='utf-8').splitlines()
-  assert len(lines) <= 300
+  assert sum(bool(line.strip()) for line in lines) <= 300
   for node in ast.walk(tree(name)):
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
       assert node.end_lineno - node.lineno < 80, f'{node.name} has {node.end_lineno - node.lineno + 1} lines'

@@ -178,7 +178,7 @@ def test_each_rate_acts_and_keeps_the_mean(rate):
   draws = jax.jit(jax.vmap(lambda key: model(x, key=key)))(jax.random.split(jax.random.key(5), 400))
   assert draws.std(0).max() > 1e-3
   if rate == 'drop_rate':  # the only one with nothing nonlinear behind it
-    error = np.abs(draws.mean(0) - model(x)) / (draws.std(0) / 20)                  # in standard errors of 400 draws
+    error = np.abs(draws.mean(0) - model(x)) / (draws.std(0) / 20)  # in standard errors of 400 draws
     assert error.max() < 5
 
 

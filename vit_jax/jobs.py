@@ -8,7 +8,9 @@ import json
 import os
 import sys
 
-from vit_jax import bench, models, pretrained, sharding, state, tasks, train
+import jax
+
+from vit_jax import bench, console, models, pretrained, sharding, state, tasks, train
 from vit_jax import data as data_lib
 
 
@@ -17,6 +19,9 @@ def run(config, workdir, *, extend=False):
   if config['deterministic']:  # read when the backend starts; a CPU needs nothing
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
   devices, options = sharding.make_mesh(**config['mesh']), train.Step(**config['step'])
+  hint = console.accelerator_hint(jax.default_backend())
+  if hint:
+    print(hint, file=sys.stderr)
   train.check_counts(devices, options, batch=config['batch'], batch_eval=config['batch_eval'])
   if config['job'] == 'evaluate':
     if workdir is None:

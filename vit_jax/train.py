@@ -251,7 +251,7 @@ def _loop(run, train_step, placed, test, watch, folder, *, batch, log_every, eva
       metrics = test(*_weights(run))
       watch.evaluation(number, {'split': 'test', **{key: metrics[key] for key in LOGGED}})
       speed.pause(number)
-    if evaluated or due(number, folder.every):                                      # evaluated first: its line is kept
+    if evaluated or due(number, folder.every):  # evaluated first: its line is kept
       folder.save(number, run, metrics if evaluated else None, metrics[best] if evaluated else None)
   return run, metrics
 

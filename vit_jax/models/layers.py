@@ -39,7 +39,7 @@ def drawn(numpy_draw, jax_draw):
   """
 
   def init(key, shape, dtype=jnp.float32):
-    if key is None:                                         # only the shape is wanted: see models.abstract
+    if key is None:  # only the shape is wanted: see models.abstract
       return jnp.zeros(shape, dtype)
     if isinstance(key, jax.core.Tracer):
       return jax_draw(key, shape, dtype)

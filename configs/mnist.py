@@ -1,4 +1,4 @@
-"""A small ViT from scratch on MNIST, eight epochs on a CPU: mnist.py[:DATA], where DATA is tfds:mnist unless given.
+"""A small ViT from scratch on MNIST, ten epochs on a CPU: mnist.py[:DATA], where DATA is tfds:mnist unless given.
 
   python -m vit_jax.main --config=configs/mnist.py:mnist.npz --workdir=runs/mnist
 
@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 def get_config(data='tfds:mnist'):
   return ConfigDict({
-    'total_steps': 3750,                                    # eight epochs of 60,000 in batches of 128
-    'eval_every': 1250,
+    'total_steps': 4680,                                    # ten epochs of 60,000 in batches of 128
+    'eval_every': 1170,
     'model': {
       'name': 'vit_tiny_patch16_224',                       # the family; what makes it this small follows
       'img_size': 28,
@@ -28,5 +28,5 @@ def get_config(data='tfds:mnist'):
     'data': {'name': data, 'crop': 'pad', 'crop_pct': 1.0},
     'optim': {'lr': 3e-3, 'warmup': 0.1, 'weight_decay': 0.1, 'clip': 1.0},
     'step': {'augment': {'flip': False}},                   # a mirrored digit is none
-    'save': {'every': 1250},
+    'save': {'every': 1170},
   })  # fmt: skip

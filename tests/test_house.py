@@ -21,7 +21,9 @@ MAY_IMPORT = {
   'console': set(),
   'commands': {'bench', 'checkpoint', 'config', 'console', 'jobs', 'models', 'pretrained'},
   'main': {'config', 'jobs'},
-  'jobs': {'bench', 'console', 'data', 'models', 'pretrained', 'sharding', 'state', 'tasks', 'train'},
+  'jobs': {
+    'augment', 'bench', 'console', 'data', 'models', 'optim', 'pretrained', 'sharding', 'state', 'tasks', 'train',
+  },
   'config': {
     'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sharding', 'signatures', 'tasks', 'train',
   },

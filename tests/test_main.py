@@ -162,3 +162,9 @@ def test_help_and_wrong_flags_answer_without_jax(tmp_path):
   assert 'error: broken.py:1: invalid syntax' in done.stderr
   assert 'jax' not in {line.rpartition('|')[2].strip().partition('.')[0] for line in done.stderr.splitlines()}
   assert os.listdir(tmp_path) == ['broken.py']
+
+
+def test_freed_memory_is_kept_where_the_c_library_can():
+  import platform
+
+  assert main.keep_freed_memory() == (platform.libc_ver()[0] == 'glibc')

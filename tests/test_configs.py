@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 
-import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -56,19 +55,6 @@ ROWS = {
   'folder': (lambda folder: f':vit_tiny_patch16_224,{pictures(folder)}', MODEL | PLAIN | {'model.img_size': 32}),
   'vit': (lambda folder: f':ViT-Ti_16,digits,{weights(folder)}', {'model.img_size': 32, 'batch': 64}),
 }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled(tmp_path_factory):
-  """The second start of a config finds what the first has compiled."""
-  options = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-             'jax_persistent_cache_min_compile_time_secs': 0.1}  # fmt: skip
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
 
 
 def start(spec, workdir, overrides):

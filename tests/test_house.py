@@ -20,10 +20,8 @@ MAY_IMPORT = {
   'cli': {'console', ''},
   'console': set(),
   'commands': {'bench', 'checkpoint', 'config', 'console', 'jobs', 'models', 'pretrained'},
-  'main': {'config', 'jobs'},
-  'jobs': {
-    'augment', 'bench', 'console', 'data', 'models', 'optim', 'pretrained', 'sharding', 'state', 'tasks', 'train',
-  },
+  'main': {'config', 'jobs', 'watch'},
+  'jobs': {'bench', 'console', 'data', 'models', 'pretrained', 'sharding', 'state', 'tasks', 'train'},
   'config': {
     'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sharding', 'signatures', 'tasks', 'train',
   },

@@ -78,6 +78,7 @@ def test_any_size_from_arguments():
   [
     ('vit_base_patch16_244', 'vit_base_patch16_224'),
     ('VIT-B16', 'ViT-B_16'),
+    ('vit_tny', 'vit_tiny_patch16_224'),
     ('resnet5000', 'vit_jax list models'),
   ],
 )

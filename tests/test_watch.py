@@ -229,3 +229,17 @@ def test_write_json_is_all_or_nothing(tmp_path):
   with pytest.raises(UnicodeEncodeError):
     watch._replace(path, '\ud800')
   assert json.loads(path.read_text()) == {'a': [1, 0.1 + 0.2]} and os.listdir(tmp_path) == ['run.json']
+
+
+def test_a_folder_that_cannot_be_written():
+  with pytest.raises(ValueError, match='nothing can be written in /proc'):  # not even by root
+    watch.check_workdir('/proc/run')
+
+
+def test_an_existing_workdir_is_left_as_it_is(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  before = tmp_path.stat().st_mtime_ns
+  watch.check_workdir(tmp_path)
+  watch.check_workdir(str(tmp_path / 'a' / 'b'))
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+  assert tmp_path.stat().st_mtime_ns == before

@@ -1,6 +1,6 @@
 """What config.job names, done for a resolved config: train, evaluate, inference_time.
 
-What can be refused is refused in this order, before anything compiles: mesh and batch, optimizer, model, data, workdir.
+What can be refused is refused in this order, before anything compiles: mesh and batch, model, data, workdir.
 """
 
 import functools
@@ -10,7 +10,7 @@ import sys
 
 import jax
 
-from vit_jax import augment, bench, console, models, optim, pretrained, sharding, state, tasks, train
+from vit_jax import bench, console, models, pretrained, sharding, state, tasks, train
 from vit_jax import data as data_lib
 
 
@@ -29,8 +29,6 @@ def run(config, workdir, *, extend=False):
     wanted = {key: config['data'][key] for key in ('holdout', 'threads', 'max_unreadable', 'data_dir')}
     name, split = config['data']['name'], config['data']['test']
     return evaluate(workdir, name, split, batch=config['batch_eval'], task=config['task'], mesh=devices, **wanted)
-  optim.make(**config['optim'], total_steps=config['total_steps'])  # these two for their refusals alone
-  augment.make(**options.augment)
   create, size = _model(config, options)
   if config['job'] == 'inference_time':
     return bench.report(create(), size, batch=config['batch'], dtype=options.dtype)

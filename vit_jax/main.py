@@ -15,10 +15,11 @@ import difflib
 import os
 import pathlib
 import sys
-import tempfile
 import time
 
 from absl import flags
+
+from vit_jax import watch
 
 
 def parse(argv):
@@ -70,20 +71,6 @@ def default_workdir(spec):
   return f'runs/{pathlib.Path(name).name}_{time.strftime("%Y%m%d_%H%M%S")}'
 
 
-def check_workdir(workdir):
-  """Raises a ValueError unless the folder is there or can be made, and can be written; leaves nothing behind."""
-  if not workdir:
-    raise ValueError('--workdir is empty; name a folder.')
-  path = pathlib.Path(workdir).absolute()
-  existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
-  if not existing.is_dir():
-    raise ValueError(f'--workdir={workdir}: {existing} is no folder.')
-  try:
-    tempfile.TemporaryFile(dir=existing).close()
-  except OSError as e:
-    raise ValueError(f'--workdir={workdir}: nothing can be written in {existing} ({e.strerror}).') from e
-
-
 def keep_freed_memory():
   """Has malloc keep what a step frees for the next one; whether it could (glibc can, others are left alone).
 
@@ -116,7 +103,7 @@ def main(argv=None):
   if workdir is None and resolved['job'] == 'train':
     workdir = default_workdir(options.config)
   if workdir is not None:
-    check_workdir(workdir)
+    watch.check_workdir(workdir)
   keep_freed_memory()
   from vit_jax import jobs
 

@@ -13,6 +13,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 SECONDS = 5  # between two lines where there is no terminal
@@ -197,6 +198,20 @@ def run_record(config, data_fingerprint, extra) -> dict:
     'time': _now(),
     **extra,
   }  # fmt: skip
+
+
+def check_workdir(workdir):
+  """Raises ValueError unless the folder is there or can be made, and can be written; leaves nothing behind."""
+  if not str(workdir):
+    raise ValueError('--workdir is empty; name a folder.')
+  path = pathlib.Path(workdir).absolute()
+  existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+  if not existing.is_dir():
+    raise ValueError(f'--workdir={workdir}: {existing} is a file; give a folder.')
+  try:
+    tempfile.TemporaryFile(dir=existing).close()
+  except OSError as e:
+    raise ValueError(f'--workdir={workdir}: nothing can be written in {existing} ({e.strerror}).') from e
 
 
 def write_json(path, value):

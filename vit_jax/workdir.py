@@ -32,7 +32,7 @@ class Workdir:
     self.first, self.begun, self.checkpoints = 0, None, None
     if self.path is None:
       return
-    check_writable(self.path)
+    watch.check_workdir(path)
     config, fingerprint = json.loads(json.dumps(config)), data_lib.fingerprint(data)
     old = _read_json(os.path.join(self.path, 'run.json'))
     if old is not None:
@@ -89,17 +89,6 @@ def _map_layers(convert):
   """`convert` on every nested dict of a tree, also on those inside an optimizer's state."""
   return functools.partial(jax.tree.map, lambda x: convert(x) if isinstance(x, dict) else x,
                            is_leaf=lambda x: isinstance(x, dict) and not x.keys() & {'params', 'opt'})  # fmt: skip
-
-
-def check_writable(path):
-  """Raises ValueError, in one line, for a workdir that is a file or cannot be written; leaves nothing behind."""
-  there = os.path.abspath(path)
-  while not os.path.lexists(there):
-    there = os.path.dirname(there)
-  if not os.path.isdir(there):
-    raise ValueError(f'workdir {path}: {there} is a file; give a folder.')
-  if not os.access(there, os.W_OK | os.X_OK):
-    raise ValueError(f'workdir {path}: {there} is not writable; choose a folder that is.')
 
 
 def _read_json(path):

@@ -29,7 +29,7 @@ def is_name(name):
 def canonical(name):
   """The canonical name of an architecture; raises ValueError with the three nearest for an unknown one."""
   if not is_name(name):
-    lowered = {known.lower(): known for known in [*VARIANTS, *ALIASES]}
+    lowered = {known.lower(): known for known in (ALIASES if '-' in str(name) else VARIANTS)}
     near = [lowered[n] for n in difflib.get_close_matches(str(name).lower(), lowered, 3, 0.4)]
     hint = f'did you mean {", ".join(near)}?' if near else '`vit_jax list models` shows all names.'
     raise ValueError(f'There is no model {name!r}; {hint}')

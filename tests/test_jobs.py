@@ -15,7 +15,8 @@ def test_train_then_the_job_evaluate_say_the_same(tmp_path, monkeypatch, capsys)
   assert cli.main(argv) == 0
   out, err = capsys.readouterr()
   accuracy, written, following = out.splitlines()
-  assert accuracy.endswith('on 360 pictures (360 + 0 unreadable = 360 listed)') and 'parameters' in err
+  assert accuracy.endswith('on 360 pictures (360 + 0 unreadable = 360 listed) after step 20')
+  assert 'parameters' in err
   assert written.startswith('written to runs/one: ') and (tmp_path / 'runs/one/checkpoints/20').is_dir()
   assert following == 'next: vit_jax evaluate --model=runs/one --data=digits --split=test'
   found = []

@@ -84,13 +84,14 @@ def test_the_step_compiles_once_in_a_run_and_once_in_its_continuation(tmp_path, 
       caplog.clear()
 
 
+DROPPING = dict(drop_path_rate=0.2, proj_drop_rate=0.1, attn_drop_rate=0.1)
 OPTIMIZERS = {
   'sgd': dict(name='sgd', lr=0.1, warmup=2, clip=1.0, accumulator_dtype='bfloat16'),
   'adamw': dict(name='adamw', lr=3e-3, warmup=2, weight_decay=0.1),
 }
 
 
-def ten_losses(mesh_devices, optimizer, tmp_path, **step):
+def ten_losses(mesh_devices, optimizer, tmp_path, dropping=False, **step):
   """Losses of the first 10 steps on so many of the devices, in float32 with the highest matmul precision."""
   workdir = tmp_path / f'{mesh_devices}{optimizer}{step}'
   with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision('highest'):
@@ -101,16 +102,15 @@ def ten_losses(mesh_devices, optimizer, tmp_path, **step):
       axis_types=(jax.sharding.AxisType.Auto,) * 3,
     )
     patch.setattr(sharding, 'make_mesh', lambda **_: mesh)
-    vit_jax.fit(
-      model(), data(), steps=10, optim=OPTIMIZERS[optimizer], workdir=workdir, step=step, save=dict(every=99), **QUIET
-    )
+    arguments = dict(data=data(), steps=10, optim=OPTIMIZERS[optimizer], workdir=workdir, step=step, **QUIET)
+    vit_jax.fit(model(**DROPPING if dropping else {}), **arguments)
   return np.array([losses(workdir)[i] for i in range(1, 11)])
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_one_and_eight_devices_agree(optimizer, tmp_path, devices):
   augmented = dict(augment=dict(flip=True, mixup=0.3))
-  one, eight = (ten_losses(n, optimizer, tmp_path, **augmented) for n in (1, 8))
+  one, eight = (ten_losses(n, optimizer, tmp_path, dropping=True, **augmented) for n in (1, 8))
   np.testing.assert_allclose(eight, one, rtol=1e-5)
   assert one[-1] < one[0]
 
@@ -331,6 +331,7 @@ def test_one_corrupt_picture_changes_one_slot_and_is_counted(tmp_path):
   (dict(mesh=dict(data=3)), 'does not multiply to the 8 devices'),
   (dict(workdir=__file__), 'is a file; give a folder'),
   (dict(profile=[1, 2]), 'profile=[1, 2] needs a workdir'),
+    (dict(step=dict(attention='cudnn')), "step.attention='cudnn' needs an NVIDIA GPU, and this is a cpu"),
 ], ids=str)  # fmt: skip
 def test_what_does_not_fit_together_is_refused_before_anything_compiles(arguments, said, caplog, devices):
   with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.raises(ValueError) as caught:

@@ -6,6 +6,7 @@ What can be refused is refused in this order, before anything compiles: mesh and
 import functools
 import json
 import os
+import shlex
 import sys
 
 import jax
@@ -88,9 +89,13 @@ def _train(config, workdir, create, size, devices, *, extend):
 
 def _conclude(result, config, workdir):
   """Prints what a person wants to know after a run: the accuracy, where everything is, what to do next."""
-  if result.metrics:
-    found = result.metrics
+  where, found = shlex.quote(workdir), result.metrics
+  following = f'vit_jax show {where}'
+  if found:
     seen, lost = found['examples'], found['unreadable']
-    print(f'top-1 accuracy {found["top1"]:.2%} on {seen} pictures ({seen} + {lost} unreadable = {seen + lost} listed)')
+    listed = f'{seen} + {lost} unreadable = {seen + lost} listed'
+    print(f'top-1 accuracy {found["top1"]:.2%} on {seen} pictures ({listed}) after step {result.step}')
+    name, split = shlex.quote(config['data']['name']), shlex.quote(config['data']['test'])
+    following = f'vit_jax evaluate --model={where} --data={name} --split={split}'
   print(f'written to {workdir}: checkpoints/ model.json metrics.jsonl run.json tensorboard/')
-  print(f'next: vit_jax evaluate --model={workdir} --data={config["data"]["name"]} --split={config["data"]["test"]}')
+  print(f'next: {following}')

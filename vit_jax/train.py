@@ -33,7 +33,8 @@ class Step:
 
   dtype: of activations and products, 'float32' or 'bfloat16'; parameters are float32.   grad_dtype: in which gradients
   of micro-batches are added up and given to the optimizer.   accumulate: micro-batches a batch is cut into.
-  remat, scan, attention: see models.layers.   augment: keyword arguments of augment.make.
+  remat, scan, attention: what jobs.py gives the model's constructor; fit takes its model as it is.
+  augment: keyword arguments of augment.make.
   """
 
   dtype: str = 'float32'
@@ -286,7 +287,10 @@ def _trace(profile, step, folder):
 
 
 def check_counts(devices, options, *, batch, batch_eval, log_every=1, eval_every=None):
-  """Raises ValueError for counts that are too small or do not divide."""
+  """Raises ValueError for counts that are too small or do not divide, and for what these devices cannot do."""
+  platform = devices.devices.flat[0].platform
+  if options.attention == 'cudnn' and platform != 'gpu':
+    raise ValueError(f"step.attention='cudnn' needs an NVIDIA GPU, and this is a {platform}; choose 'xla'.")
   if log_every < 1 or eval_every is not None and eval_every < 1:
     raise ValueError(
       f'log_every={log_every} and eval_every={eval_every} count steps from 1; eval_every=None is once, last.'

@@ -23,7 +23,7 @@ COMMANDS = {
 }
 
 EXAMPLES = """\
-  vit_jax train                                                    # the embedded digits, two minutes on a laptop
+  vit_jax train                                                    # the embedded digits, a minute on a laptop
   vit_jax train --config=folder:vit_tiny_patch16_224,PICTURES --workdir=runs/mine
   vit_jax evaluate --model=runs/mine --data=PICTURES --split=test  # one JSON line
   vit_jax show vit_base_patch16_224

@@ -110,7 +110,7 @@ def test_overrides(table, key, text, expected):
 @pytest.mark.parametrize(
   ('overrides', 'words'),
   [
-    ({'bacth': '3'}, "config.bacth: config.top_level() takes no 'bacth'; did you mean config.batch?"),
+    ({'bacth': '3'}, "config.bacth: a run takes no 'bacth'; did you mean config.batch?"),
     ({'optim.learn': '3'}, "takes no 'learn'; its keys are name lr clip warmup."),
     ({'optim.momentum': '3'}, 'test_config.make_optim()'),
     ({'lr': '3'}, 'did you mean config.optim.lr?'),
@@ -120,7 +120,7 @@ def test_overrides(table, key, text, expected):
     ({'model.seed': '1'}, 'did you mean config.seed?'),
     ({'model.embed_dimm': '1'}, 'did you mean config.model.embed_dim?'),
     ({'data.size': '1'}, "takes no 'size'"),
-    ({'batch': 'abc'}, "config.batch = 'abc': config.top_level() wants a whole number."),
+    ({'batch': 'abc'}, "config.batch = 'abc': a run wants a whole number."),
     ({'batch': '1.5'}, 'config.batch = 1.5'),
     ({'batch': 'none'}, 'config.batch = None'),
     ({'total_steps': '1e400'}, 'config.total_steps = inf'),

@@ -195,9 +195,9 @@ def _section(path, given, table, texts):
     if key in children:
       continue
     if key in given:
-      out[key] = _checked(name, given[key], kind, default, called(table[path]), texts.get(name))
+      out[key] = _checked(name, given[key], kind, default, taker, texts.get(name))
     elif default is REQUIRED:
-      raise ValueError(f'config.{name} is missing: {called(table[path])} needs it.')
+      raise ValueError(f'config.{name} is missing: {taker} needs it.')
     elif key in taken:
       out[key] = plain(default)
   for key in children:
@@ -235,7 +235,12 @@ def _unknown(path, key, known, table):
   near = [_join(path, word) for word in difflib.get_close_matches(key, known, 1)]
   near += [_join(section, key) for section in keys if key in keys[section]]
   hint = f'did you mean config.{near[0]}?' if near else f'its keys are {" ".join(known)}.'
-  return f'config.{_join(path, key)}: {called(table[path])} takes no {key!r}; {hint}'
+  return f'config.{_join(path, key)}: {_taker(path, table)} takes no {key!r}; {hint}'
+
+
+def _taker(path, table):
+  """Who takes the keys of a section, in words for a person."""
+  return called(table[path]) if path else 'a run'
 
 
 def _join(path, key):

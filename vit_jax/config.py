@@ -189,7 +189,7 @@ def _section(path, given, table, texts):
   for key in given:
     if key not in taken and key not in children and key not in optional:
       raise ValueError(_unknown(path, key, [*taken, *children, *optional], table))
-  out = {}
+  out, taker = {}, _taker(path, table)
   for key, (kind, default) in (taken | optional | taken).items():  # in the signature's order, and its values
     name = _join(path, key)
     if key in children:

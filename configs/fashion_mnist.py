@@ -6,7 +6,8 @@ DATA is an .npz file with x_train, y_train, x_test, y_test, a folder with the fo
 `vit_jax list datasets` names.
 
 Expected: more than the 78.62 % that three of its fifteen epochs reached (--config.total_steps=1410, seed 0), measured
-in 650 CPU seconds. All of it takes about 25 minutes on two idle CPU cores (0.4 CPU seconds a step); that was not measured.
+in 650 CPU seconds. All of it takes about 25 minutes on two idle CPU cores (0.4 CPU seconds a step); that was not
+measured.
 """
 
 from ml_collections import ConfigDict

@@ -77,7 +77,3 @@ def test_update_fills_an_abstract_model():
   state.update(made, state.split(model())[1])
   x = jnp.ones((1, 8, 8, 3))
   np.testing.assert_array_equal(made(x), model()(x))
-
-
-def test_count():
-  assert state.count(state.split(model())[1]) == models.count(model())

@@ -12,7 +12,7 @@ import pytest
 
 import vit_jax
 from vit_jax import data as data_lib
-from vit_jax import models, optim, sharding, state, tasks, train
+from vit_jax import optim, sharding, state, tasks, train
 
 TINY = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 QUIET = dict(log_every=1, batch=16)
@@ -322,6 +322,7 @@ def test_one_corrupt_picture_changes_one_slot_and_is_counted(tmp_path):
   (dict(batch=12), 'batch=12 does not divide over 8 devices; 8 would'),
   (dict(batch=16, step=dict(accumulate=4)), 'batch / step.accumulate=4 does not divide over 8 devices'),
   (dict(batch=16, step=dict(accumulate=3)), 'does not split into step.accumulate=3'),
+  (dict(steps=0), 'steps=0: at least 1 is wanted.'),
   (dict(eval_every=0), 'eval_every=None is once'),
   (dict(step=dict(dtype='float16')), "step.dtype is 'float16'; choose 'float32' or 'bfloat16'."),
   (dict(optim=dict(name='adam')), "There is no optimizer 'adam'; did you mean 'adamw'?"),
@@ -335,7 +336,7 @@ def test_one_corrupt_picture_changes_one_slot_and_is_counted(tmp_path):
 ], ids=str)  # fmt: skip
 def test_what_does_not_fit_together_is_refused_before_anything_compiles(arguments, said, caplog, devices):
   with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.raises(ValueError) as caught:
-    vit_jax.fit(model(), data(), steps=2, **{'batch': 16, **arguments})
+    vit_jax.fit(model(), data(), **{'steps': 2, 'batch': 16, **arguments})
   assert said in str(caught.value) and '\n' not in str(caught.value)
   assert not compilations(caplog, 'train_step')
 
@@ -349,4 +350,3 @@ def test_a_probe_has_optimizer_state_for_what_is_trained_alone():
   params = {'head': {'kernel': jnp.zeros((2, 3))}}
   opt = optim.make(total_steps=3).tx.init(params)
   assert sorted({leaf.shape for leaf in jax.tree.leaves(opt)}) == [(), (2, 3)]
-  assert models.count(model()) == state.count(state.split(model())[1])

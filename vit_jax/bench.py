@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import console, models, pretrained, state
+from vit_jax.models import vit
 
 
 def inference_time(model, *, image_size, batch: int = 32, dtype: str = 'float32', seconds: float = 5.0):
@@ -25,7 +26,7 @@ def inference_time(model, *, image_size, batch: int = 32, dtype: str = 'float32'
   """
   if batch < 1 or dtype not in ('float32', 'bfloat16'):
     raise ValueError(f'batch={batch}, dtype={dtype!r}: a batch of at least 1 and float32 or bfloat16 are wanted.')
-  h, w = pair(image_size)
+  h, w = vit.pair(image_size)
   graphdef, params, rest = state.split(model)
   params = state.cast(params, dtype)
   images = jax.random.normal(jax.random.key(0), (batch, h, w, 3), dtype)
@@ -76,17 +77,12 @@ def tokens(model, image_size):
   return jax.eval_shape(forward, *shapes).shape[1:]
 
 
-def pair(size):
-  """(h, w) of an int or a pair."""
-  return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def _shapes(model, image_size, method='__call__'):
   """(function of variables and images, shapes of both) for one image through a method of a model."""
   graphdef, params, rest = state.split(model)
   variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, rest))
   forward = lambda variables, images: getattr(state.merge(graphdef, *variables), method)(images)
-  return forward, variables, jax.ShapeDtypeStruct((1, *pair(image_size), 3), jnp.float32)
+  return forward, variables, jax.ShapeDtypeStruct((1, *vit.pair(image_size), 3), jnp.float32)
 
 
 def _rounds(call, seconds):

@@ -70,11 +70,12 @@ def show(argv):
   parser.add_argument('model', help='NAME or WORKDIR')
   word = parser.parse_args(argv).model
   from vit_jax import bench, models
+  from vit_jax.models import vit
 
   described = _run(word) if _is_path(word) else {'name': word, 'architecture': models.architecture(word)}
   name, made = models.canonical(described.pop('name')), described.pop('architecture')
   model = models.abstract(name, **made)
-  h, w = bench.pair(made['img_size'])
+  h, w = vit.pair(made['img_size'])
   tokens, width = bench.tokens(model, (h, w))
   rows = {
     'model': f'{name} ({type(model).__name__})',

@@ -11,7 +11,7 @@ import sys
 
 import jax
 
-from vit_jax import bench, console, models, pretrained, sharding, state, tasks, train
+from vit_jax import bench, console, models, pretrained, sharding, tasks, train
 from vit_jax import data as data_lib
 
 
@@ -73,7 +73,7 @@ def _train(config, workdir, create, size, devices, *, extend):
   if num_classes not in (None, len(data.classes)):
     raise ValueError(f'model.num_classes is {num_classes}, and the data has {len(data.classes)}; leave it None.')
   model = create(num_classes=len(data.classes))
-  counts = [f'{state.count(state.split(model)[1]):,} parameters', f'{len(data.train):,} pictures to train on']
+  counts = [f'{models.count(model):,} parameters', f'{len(data.train):,} pictures to train on']
   counts += [] if data.test is None else [f'{len(data.test):,} to test']
   counts += [f'{len(data.classes)} classes', f'{devices.size} x {devices.devices.flat[0].device_kind}']
   print(f'{name} on {config["data"]["name"]}: {", ".join(counts)}', file=sys.stderr)

@@ -98,8 +98,3 @@ def check(want, given, what='weights'):
   ]
   if lines:
     raise ValueError(f'The {what} do not fit the model ({len(lines)} differences): {"; ".join(lines)}')
-
-
-def count(tree):
-  """How many numbers the arrays of a tree hold."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

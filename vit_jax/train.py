@@ -189,6 +189,8 @@ def fit(
   options, devices = Step(**step or {}), sharding.make_mesh(**mesh or {})
   batch_eval = batch if batch_eval is None else batch_eval
   check_counts(devices, options, batch=batch, batch_eval=batch_eval, log_every=log_every, eval_every=eval_every)
+  if steps < 1:
+    raise ValueError(f'steps={steps}: at least 1 is wanted.')
   if data.train is None:
     raise ValueError('There is no training data; give data.train.')
   if profile and workdir is None:

@@ -47,6 +47,7 @@ MAY_IMPORT = {
   'transforms': set(),
   'pretrained': {'checkpoint', 'models', 'models/positions', 'models/vit', 'state'},
   'checkpoint': set(),
+  'convert': {'state'},
   'models/__init__': {'models/vit'},
   'models/vit': {'models/layers', 'models/positions'},
   'models/layers': set(),

@@ -283,7 +283,7 @@ def test_the_state_is_donated():
   made, options = model(), train.Step()
   graphdef, params, rest = state.split(made)
   optimizer = optim.make(total_steps=5)
-  run = jax.jit(lambda p, r: train._init(optimizer, p, r))(params, rest)
+  run = jax.jit(lambda p, r: train._init(optimizer, p, r, seed=0))(params, rest)
   row = {'mean': [0.5] * 3, 'std': [0.5] * 3}
   step = jax.jit(
     train.make_step(graphdef, optimizer, tasks.make(classes='abcde'), row, seed=0, options=options), donate_argnums=0

@@ -27,7 +27,7 @@ tfds:NAME             a set that tensorflow_datasets has prepared on this machin
 def evaluate(argv):
   """Prints one JSON line: loss, top1, top5 and examples of a model on one split of a data set."""
   parser = console.Parser('evaluate', evaluate.__doc__)
-  parser.add_argument('--model', required=True, help='WORKDIR, FILE or NAME')
+  add_model(parser)
   parser.add_argument('--data', required=True, help='DIR, tfds:NAME, FILE.csv, ...: see vit_jax list datasets')
   parser.add_argument(
     '--split', default='test', help='which part, slices too: test, train[:10%%] (default: %(default)s)'
@@ -39,8 +39,9 @@ def evaluate(argv):
   from vit_jax import jobs
 
   _hint()
-  task = _trained(args.model).get('task') if _is_path(args.model) else None
-  jobs.evaluate(args.model, args.data, args.split, batch=args.batch, task=task)
+  opened = _opened(args)
+  task = _trained(opened.path).get('task') if opened.form == 'run' else None
+  jobs.evaluate(opened, args.data, args.split, batch=args.batch, task=task)
   return 0
 
 
@@ -50,11 +51,15 @@ def list_(argv):
   parser = console.Parser('list', list_.__doc__)
   parser.add_argument('kind', nargs='?', default='models', help='models (default), configs or datasets')
   parser.add_argument('pattern', nargs='?', default='*', help="part of a name, or a pattern such as 'vit_*_224'")
+  parser.add_argument('--tags', action='store_true', help='of models: one line for each set of pretrained weights')
   args = parser.parse_args(argv)
   if args.kind not in kinds:
     raise ValueError(f'vit_jax list {args.kind}: choose from {", ".join(kinds)}{console.nearest(args.kind, kinds)}.')
   pattern = args.pattern if set(args.pattern) & set('*?[') else f'*{args.pattern}*'
-  lines = [line for line in kinds[args.kind]() if fnmatch.fnmatchcase(line.split()[0], pattern)]
+  fitting = lambda lines: [line for line in lines if fnmatch.fnmatchcase(line.split()[0], pattern)]
+  lines = [] if args.tags or args.kind == 'models' and '.' in pattern else fitting(kinds[args.kind]())
+  if args.kind == 'models' and not lines:  # Google's names, too, are those of weights
+    lines = fitting(weight_lines())
   if not lines:
     names = [line.split()[0] for line in kinds[args.kind]()]
     raise ValueError(
@@ -67,12 +72,16 @@ def list_(argv):
 def show(argv):
   """Shows what a model is: parameters, image, tokens, GFLOPs, architecture; of a workdir also how it was trained."""
   parser = console.Parser('show', show.__doc__)
-  parser.add_argument('model', help='NAME or WORKDIR')
-  word = parser.parse_args(argv).model
-  from vit_jax import bench, models
+  add_model(parser, positional=True)
+  args = parser.parse_args(argv)
+  from vit_jax import bench, models, pretrained
   from vit_jax.models import vit
 
-  described = _run(word) if _is_path(word) else {'name': word, 'architecture': models.architecture(word)}
+  if pretrained.is_path(args.model):
+    described = _weights(_opened(args))
+  else:
+    name, row = pretrained.named(args.model)
+    described = {'name': name, 'architecture': models.architecture(name, **row)} | _published(args.model)
   name, made = models.canonical(described.pop('name')), described.pop('architecture')
   model = models.abstract(name, **made)
   h, w = vit.pair(made['img_size'])
@@ -93,7 +102,7 @@ def show(argv):
 def bench(argv):
   """Measures inference: images/s, compile time, FLOPs and memory, as a table on stderr and one JSON line on stdout."""
   parser = console.Parser('bench', bench.__doc__)
-  parser.add_argument('--model', required=True, help='NAME or WORKDIR')
+  add_model(parser)
   parser.add_argument('--batch', type=int, default=32, help='images at once (default: %(default)s)')
   parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'], help='default: %(default)s')
   parser.add_argument('--seconds', type=float, default=5, help='how long to measure (default: %(default)s)')
@@ -101,21 +110,50 @@ def bench(argv):
   from vit_jax import bench as benchmark
   from vit_jax import models, pretrained
 
-  if _is_path(args.model):
-    model, described = pretrained.load(args.model)
+  if pretrained.is_path(args.model):
+    model, described = pretrained.filled(_opened(args))
     size = described['architecture']['img_size']
   else:
-    model, size = pretrained.create_model(args.model), models.architecture(args.model)['img_size']
+    model, size = pretrained.create_model(args.model), models.architecture(pretrained.named(args.model)[0])['img_size']
   _hint()
   benchmark.report(model, size, batch=args.batch, dtype=args.dtype, seconds=args.seconds)
   return 0
 
 
 def model_lines():
-  """The canonical names of all architectures."""
-  from vit_jax import models
+  """'name  parameters  pixels  number of pretrained sets  their licences  where they are' for every architecture."""
+  from vit_jax import hub
 
-  return models.list_models()
+  families = {}
+  for row in hub.rows().values():
+    families.setdefault(row['arch'], []).append(row)
+  out = []
+  for name, rows in sorted(families.items()):
+    rows = [row for row in rows if row['name'].partition('.')[0] == name]  # Google's have lines of their own
+    had = [row for row in rows if hub.is_row(row['name'])]
+    words = [f'{name:<42} {_millions(rows[0]["parameters"])} {rows[0]["preprocessing"]["size"][0]:>4} px']
+    if had:
+      licences = dict.fromkeys(row['licence'] or 'no licence' for row in had)
+      where = dict.fromkeys(word for row in had for word in hub.places(row))
+      words.append(f' {len(had):>2} pretrained: {", ".join(licences)} ({", ".join(where)})')
+    out.append(''.join(words))
+  return out
+
+
+def weight_lines():
+  """'name  parameters  pixels  classes  numerics  licence  where it is' for every set of pretrained weights."""
+  from vit_jax import hub
+
+  return [
+    f'{row["name"]:<56} {_millions(row["parameters"])} {row["preprocessing"]["size"][0]:>4} px '
+    f'{row["num_classes"]:>6} classes  {row["numerics"]:<6} {row["licence"] or "no licence"} ({", ".join(where)})'
+    for row in hub.rows().values()
+    if (where := hub.places(row))
+  ]
+
+
+def _millions(count):
+  return f'{count / 1e6:>7.1f} M'
 
 
 def config_lines():
@@ -135,9 +173,23 @@ def dataset_lines():
   return [*DATASETS.splitlines(), *(f'tfds:{name}' for name in prepared)]
 
 
-def _is_path(model):
-  """Whether --model=WORKDIR|FILE|NAME is no name: it exists, or is written like a path."""
-  return os.path.exists(model) or os.sep in model
+def add_model(parser, *, positional=False):
+  """Adds --model (or MODEL) and what says how a file is to be understood, to a command that takes any weights."""
+  where = ['model'] if positional else ['--model']
+  parser.add_argument(*where, **({} if positional else {'required': True}),
+                      help='WORKDIR, FILE, FOLDER, NAME or hf_hub:ORG/REPOSITORY')  # fmt: skip
+  parser.add_argument(
+    '--arch', help='architecture of a FILE that does not say what it is, such as vit_base_patch16_224'
+  )
+  parser.add_argument('--numerics', choices=['google', 'timm'], help='how a Google .npz is to be understood')
+  parser.add_argument('--unsafe', action='store_true', help='read .pth and .bin, by torch and without its pickle')
+
+
+def _opened(args):
+  """The weights.Weights that add_model's arguments mean."""
+  from vit_jax import pretrained
+
+  return pretrained.open_any(args.model, arch=args.arch, numerics=args.numerics, unsafe=args.unsafe)[0]
 
 
 def _trained(path):
@@ -148,26 +200,50 @@ def _trained(path):
   return json.loads(record.read_text())['config'] if record.exists() else {}
 
 
-def _run(path):
-  """{'name', 'architecture', ...} of a workdir, and rows that say what it was trained on and how well it did."""
-  from vit_jax import checkpoint, pretrained
+def _published(name):
+  """Rows on the weights that a name can be had with, if any."""
+  from vit_jax import hub
 
-  folder, which = checkpoint.find(path)
-  described, trained = pretrained.describe(folder), _trained(path)
+  if not hub.is_row(name):
+    return {}
+  row = hub.row(name)
+  return {'weights': f'{row["name"]}, {row["licence"]}', 'preprocessing': _words(row['preprocessing'])}
+
+
+def _words(row):
+  return ' '.join(f'{key}={value}' for key, value in row.items())
+
+
+def _weights(opened):
+  """{'name', 'architecture', ...} of weights, and rows that say what they were trained on and how well that did."""
+  described = opened.described
   if described['name'] is None:
-    raise ValueError(f'{path} holds a model that was changed in Python; only its weights are here.')
-  classes = f'{len(described["classes"])}: {", ".join(described["classes"])}'
-  rows = {'weights': f'{which}: {folder}', 'classes': textwrap.shorten(classes, 100)}
+    raise ValueError(f'{opened.path} holds a model that was changed in Python; only its weights are here.')
+  rows = {'weights': f'{described["weights"]}: {opened.path}'}
+  if described.get('preprocessing'):
+    rows['preprocessing'] = _words(described['preprocessing'])
+  if described.get('classes'):
+    classes = f'{len(described["classes"])}: {", ".join(described["classes"])}'
+    rows['classes'] = textwrap.shorten(classes, 100)
+  trained = _history(opened.path) if opened.form == 'run' else {}
+  return {'name': described['name'], 'architecture': described['architecture']} | rows | trained
+
+
+def _history(path):
+  """Rows on how a run was trained and the best that it did."""
+  from vit_jax import checkpoint
+
+  trained, rows = _trained(path), {}
   if trained:
     name = trained.get('data', {}).get('name', 'arrays')
     rows['trained on'] = f'{name}, {trained["total_steps"]} steps of {trained["batch"]} pictures'
-  log = folder.parent.parent / 'metrics.jsonl'
+  log = checkpoint.find(path)[0].parent.parent / 'metrics.jsonl'
   whole = log.read_text().split('\n')[:-1] if log.exists() else []  # a killed run may have torn its last line
   evaluations = [line for line in map(json.loads, whole) if 'top1' in line]
   if evaluations:
     best = max(evaluations, key=lambda line: line['top1'])
     rows['best'] = f'top-1 {best["top1"]:.4f} of {best["examples"]} pictures at step {best["step"]}'
-  return {'name': described['name'], 'architecture': described['architecture']} | rows
+  return rows
 
 
 def _hint():

@@ -121,7 +121,7 @@ def load(spec):
     if args and not inspect.signature(module['get_config']).parameters:
       raise ValueError(f'its get_config() takes no arguments, but :{args} was given.')
     config = module['get_config'](*([args] if args else []))
-  except ValueError as e:
+  except (ValueError, OSError) as e:
     raise ValueError(f'{path}: {e}') from e
   except SyntaxError as e:
     raise ValueError(f'{path}:{e.lineno}: {e.msg}') from e
@@ -212,7 +212,7 @@ def architecture(name, weights=False):
   """{key: (type, value)} of the architecture keys of model `name`: values of the run `weights`, else the variant's."""
   from vit_jax import models, pretrained
 
-  kinds = signature(models.variant(name)[0])
+  kinds = signature(models.variant(pretrained.named(name)[0])[0])
   return {key: (kinds[key][0], plain(value)) for key, value in pretrained.architecture_of(name, weights).items()}
 
 

@@ -10,16 +10,22 @@ import shlex
 import sys
 
 import jax
+import numpy as np
 
-from vit_jax import bench, console, models, pretrained, sharding, tasks, train
+from vit_jax import bench, console, models, optim, pretrained, sharding, signatures, tasks, train, tuning
 from vit_jax import data as data_lib
+from vit_jax import workdir as workdir_lib
+
+ROOM = 4 * 2**30  # bytes that activations may take on a CPU
 
 
 def run(config, workdir, *, extend=False):
   """Does the job of a resolved config (config.resolve) and returns its numbers as a dict."""
   if config['deterministic']:  # read when the backend starts; a CPU needs nothing
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
-  devices, options = sharding.make_mesh(**config['mesh']), train.Step(**config['step'])
+  devices = sharding.make_mesh(**config['mesh'])
+  config = _accumulated(config, workdir, devices)
+  options = train.Step(**config['step'])
   hint = console.accelerator_hint(jax.default_backend())
   if hint:
     print(hint, file=sys.stderr)
@@ -29,45 +35,129 @@ def run(config, workdir, *, extend=False):
       raise ValueError("job 'evaluate' needs --workdir=DIR, the folder of a run.")
     wanted = {key: config['data'][key] for key in ('holdout', 'threads', 'max_unreadable', 'data_dir')}
     name, split = config['data']['name'], config['data']['test']
-    return evaluate(workdir, name, split, batch=config['batch_eval'], task=config['task'], mesh=devices, **wanted)
-  create, size = _model(config, options)
+    return evaluate(pretrained.open_any(workdir)[0], name, split, batch=config['batch_eval'], task=config['task'], mesh=devices, **wanted)
   if config['job'] == 'inference_time':
+    create, _, size = _model(config, options)
     return bench.report(create(), size, batch=config['batch'], dtype=options.dtype)
-  return _train(config, workdir, create, size, devices, extend=extend)
+  return _train(config, workdir, devices, extend=extend)
 
 
-def evaluate(path, name, split, *, batch, task=None, mesh=None, **data):
-  """Evaluates the weights of a run on a split of a data set, as one JSON line on stdout; returns its content.
+def evaluate(opened, name, split, *, batch, task=None, mesh=None, **data):
+  """Evaluates weights on a split of a data set, as one JSON line on stdout; returns its content.
 
-  path: WORKDIR or WORKDIR/checkpoints/STEP.   name, split, data: as data.load.   task: keyword arguments of tasks.make.
+  opened: as pretrained.open_any gives.   name, split, data: as data.load.   task: keyword arguments of tasks.make.
   """
-  model, described = pretrained.load(path)
+  described = opened.described
+  if not described.get('preprocessing'):
+    raise ValueError(
+      f'{opened.path} does not say how pictures are prepared for it; put its config.json or preprocessor_config.json '
+      'beside it, or name its training: --arch=NAME.TAG as in `vit_jax list models --tags`.'
+    )
   row = dict(described['preprocessing'])
-  pictures = data_lib.load(
-    name, train=None, test=split, eval_crop=row.pop('crop'), classes=described['classes'], **row, **data
-  )
-  print(f'{path}: {described["weights"]} weights; {name}, {split}: {len(pictures.test)} pictures', file=sys.stderr)
+  wanted = dict(train=None, test=split, eval_crop=row.pop('crop'), **row, **data)
+  classes = _classes(described, functools.partial(data_lib.load, name, **wanted))
+  pictures = data_lib.load(name, **wanted, classes=classes)
+  model, _ = pretrained.filled(opened)
+  print(f'{opened.path}: {described["weights"]} weights; {name}, {split}: {len(pictures.test)} pictures', file=sys.stderr)
   found = train.evaluate(
     model, pictures, task=tasks.make(**task or {}, classes=pictures.classes), batch=batch, mesh=mesh
   )
-  per_class = dict(zip(described['classes'], found.pop('per_class')))
-  asked = {'model': str(path), 'weights': described['weights'], 'data': name, 'split': split}
+  per_class = dict(zip(described['classes'] or classes, found.pop('per_class')))
+  asked = {'model': str(opened.path), 'weights': described['weights'], 'data': name, 'split': split}
   print(json.dumps({**asked, **found, 'per_class': per_class}))
   return found
 
 
+def _classes(described, load):
+  """The model's classes in the words of a data set: by name, by WordNet id, or by order where nobody names them.
+
+  load: opens the data set as it is. Raises ValueError where the model cannot tell the set's classes.
+  """
+  names, ids = described.get('classes'), described.get('ids')
+  if names and not ids:
+    return names
+  own, n = load().classes, described['architecture']['num_classes']
+  for known in (names, ids):
+    if known and set(own) <= set(known):
+      return known
+  if len(own) != n or names:
+    raise ValueError(
+      f'The data has {len(own)} classes ({", ".join(own[:3])}, ...), and {described["weights"]} tells {n} others'
+      f'{f" ({names[0]!r}, {ids[0]}, ...)" if names else ""}; name the folders by class or by WordNet id.'
+    )
+  print(f'{described["weights"]} does not name its {n} classes: taken in the order of the data', file=sys.stderr)
+  return own
+
+
 def _model(config, options):
-  """(function that makes the config's model, its image size); raises ValueError for what cannot be built."""
+  """(function that makes the config's model, its shapes, its image size); raises ValueError for what cannot be built."""
   wanted = dict(config['model'])
-  fixed = {key: wanted.pop(key) for key in ('name', 'pretrained', 'num_classes', 'reset', 'numerics')}
+  fixed = {key: wanted.pop(key) for key in signatures.signature(pretrained.create_model, ('seed',)) if key in wanted}
   made = pretrained.architecture_of(fixed['name'], fixed['pretrained']) | wanted
   execution = {key: getattr(options, key) for key in models.EXECUTION}
-  models.abstract(fixed['name'], **made, **execution)
+  shapes = models.abstract(pretrained.named(fixed['name'])[0], **made, **execution)
   arguments = {**fixed, 'reset': tuple(fixed['reset']), 'seed': config['seed'], **wanted, **execution}
-  return functools.partial(pretrained.create_model, **arguments), made['img_size']
+  return functools.partial(pretrained.create_model, **arguments), shapes, made['img_size']
 
 
-def _train(config, workdir, create, size, devices, *, extend):
+def _accumulated(config, workdir, devices):
+  """The config with step.accumulate as a number: what its run began with, else the fewest parts that fit into memory.
+
+  On a CPU, which would rather swap than refuse, ROOM bytes of activations are taken to fit.
+  """
+  if config['step']['accumulate'] is not None:
+    return config
+  begun = workdir and workdir_lib.begun(workdir)
+  if config['job'] != 'train' or begun:
+    return _with_parts(config, begun['step']['accumulate'] if begun else 1)
+  options = train.Step(**config['step'])
+  _, shapes, size = _model(config, options)
+  how = optim.make(**config['optim'], total_steps=config['total_steps']).tuning
+  split = functools.partial(tuning.split, tuning=how, key=jax.random.key(0))
+  picture = 1.5 * bench.activation_bytes(shapes, size, dtype=options.dtype, split=split)
+  memory = devices.devices.flat[0].memory_stats()  # None on a CPU
+  kept = 24 * models.count(shapes)  # float32 weights, their gradient, two moments, updates
+  room = (0.9 * memory['bytes_limit'] - kept) if memory else ROOM / devices.size
+  batch, copies = config['batch'], devices.shape['data'] * devices.shape['fsdp']
+  choices = [n for n in range(1, batch + 1) if batch % n == 0 and batch // n % copies == 0] or [1]
+  parts = next((n for n in choices if batch / n / copies * picture <= room), choices[-1])
+  if parts > 1:
+    print(f'batches of {batch} in {parts} parts of {batch // parts}: a picture takes about {picture / 2**20:,.0f} MB of '
+          f'activations, and there is room for {room / 2**20:,.0f} MB', file=sys.stderr)  # fmt: skip
+  return _with_parts(config, parts)
+
+
+def _with_parts(config, parts):
+  return config | {'step': config['step'] | {'accumulate': parts}}
+
+
+def _unbalance(source):
+  """A line about the smallest and the largest class of a source where they differ by more than a factor of two."""
+  labels = source.labels()
+  if labels is None:
+    return None
+  counts = np.bincount(labels, minlength=len(source.classes))
+  few, many = int(counts.argmin()), int(counts.argmax())
+  if counts[many] <= 2 * counts[few]:
+    return None
+  return (f'classes are uneven: {source.classes[few]} has {counts[few]:,} pictures to train on, '
+          f'{source.classes[many]} {counts[many]:,}')  # fmt: skip
+
+
+def _patience(config, shapes, size):
+  """A line with the hours that a run on a CPU will take at least, where these are some; the recipe is left as it is."""
+  if models.count(shapes) * config['batch'] * config['total_steps'] < 1e12:  # an hour or so at worst: not worth counting
+    return None
+  work = 3 * bench.forward_gflops(shapes, size) * config['batch'] * config['total_steps']
+  hours = work / bench.cpu_gflops() / 3600
+  if hours < 1:
+    return None
+  return (f'this will take at least {hours:,.0f} hours here: {config["total_steps"]:,} steps of {config["batch"]} pictures '
+          f'are {work / 1e6:,.1f} PFLOP; a GPU, --config.total_steps or a smaller model or img_size help')  # fmt: skip
+
+
+def _train(config, workdir, devices, *, extend):
+  create, shapes, size = _model(config, train.Step(**config['step']))
   name, num_classes = config['model']['name'], config['model']['num_classes']
   data = data_lib.load(**config['data'], size=size)
   if num_classes not in (None, len(data.classes)):
@@ -77,6 +167,10 @@ def _train(config, workdir, create, size, devices, *, extend):
   counts += [] if data.test is None else [f'{len(data.test):,} to test']
   counts += [f'{len(data.classes)} classes', f'{devices.size} x {devices.devices.flat[0].device_kind}']
   print(f'{name} on {config["data"]["name"]}: {", ".join(counts)}', file=sys.stderr)
+  on_cpu = devices.devices.flat[0].platform == 'cpu'
+  for line in (_unbalance(data.train), _patience(config, shapes, size) if on_cpu else None):
+    if line:
+      print(line, file=sys.stderr)
   same = {key: config[key] for key in ('batch', 'batch_eval', 'seed', 'log_every', 'eval_every', 'profile')}
   same |= {key: config[key] for key in ('optim', 'step', 'save', 'mesh')}
   task = tasks.make(**config['task'], classes=data.classes)

@@ -12,25 +12,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import state
+from vit_jax import state, tuning
 
 SCHEDULES = ('cosine', 'linear', 'rsqrt', 'constant')
 OPTIMIZERS = ('adamw', 'sgd')
 
 
 class Optimizer(NamedTuple):
-  """What a training step needs: the transformation, its learning rate by step, and the decay of averaged weights."""
+  """What a training step needs: the transformation, its learning rate by step, the decay of averaged weights, and which
+  parameters are trained how fast (see tuning.py)."""
 
   tx: optax.GradientTransformation
   schedule: Callable | None
   ema: float | None
+  tuning: tuning.Tuning
 
 
 def make(
   name: str = 'adamw', *, total_steps: int, lr: float = 1e-3, schedule: str = 'cosine', warmup: float = 0.0,
   cooldown: float = 0.0, timescale: float = 10_000, weight_decay: float = 0.0, mask: str = 'kernel',
   momentum: float = 0.9, b2: float = 0.999, eps: float = 1e-8, accumulator_dtype: str = 'float32',
-  clip: float | None = None, ema: float | None = None,
+  clip: float | None = None, ema: float | None = None, freeze: str | tuple[str, ...] = (), body_lr: float = 1.0,
+  layer_decay: float = 1.0, lora: int | None = None, lora_alpha: float = 16.0,
 ) -> Optimizer:  # fmt: skip
   """The optimizer by name.
 
@@ -39,6 +42,11 @@ def make(
   of dense and convolution layers) or 'all'.   momentum: of SGD, b1 of AdamW.   b2, eps: of AdamW.
   accumulator_dtype: of the first moment, 'float32' or 'bfloat16'.   clip: largest global norm of the gradient.
   ema: decay of averaged weights, which are then what is evaluated; None = none.
+
+  What is trained: freeze: parameters that stay as they are, by path, its first parts (blocks/0) or patterns
+  (*/mlp/fc1), or 'body': all but the head, a linear probe.   lora: rank of adapters on the attention kernels, which with
+  the head are then all that is trained; they are scaled by lora_alpha / lora.   body_lr: what the rate of everything but
+  the head is multiplied by.   layer_decay: likewise that of each layer, counted from the head (tuning.rates).
   """
   if name not in OPTIMIZERS:
     near = difflib.get_close_matches(str(name), OPTIMIZERS, 1, 0.2) or OPTIMIZERS
@@ -56,7 +64,10 @@ def make(
   decayed = None if mask == 'all' else decays
   decay = optax.add_decayed_weights(weight_decay, decayed) if weight_decay else optax.identity()
   clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
-  return Optimizer(optax.chain(clipping, moments, decay, optax.scale_by_learning_rate(rate)), rate, ema)
+  freeze = (freeze,) if isinstance(freeze, str) else tuple(freeze)
+  how = tuning.Tuning(freeze, body_lr, layer_decay, lora, lora_alpha)
+  tuning.check(how)
+  return Optimizer(optax.chain(clipping, moments, decay, optax.scale_by_learning_rate(rate)), rate, ema, how)
 
 
 def decays(params):

@@ -1,110 +1,187 @@
-"""Models with weights: create_model by name, load from a folder that a run wrote."""
+"""Models with weights: create_model and load find weights, build the model they fit, and fill it strictly."""
 
 import json
 import os
+import re
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
-from vit_jax import checkpoint, models, state
-from vit_jax.models import positions, vit
+from vit_jax import hub, models, state
+from vit_jax import weights as weights_lib
+from vit_jax.models import positions
 
 
 def create_model(
   name: str, *, pretrained: bool | str = False, num_classes: int | None = None, reset: tuple[str, ...] = (),
-  numerics: str | None = None, seed: int = 0, **architecture,
+  numerics: str | None = None, seed: int = 0, unsafe: bool = False, **architecture,
 ):  # fmt: skip
-  """A model by name, freshly drawn from `seed` or filled with the weights of a run; without a key it is deterministic.
+  """A model by name, freshly drawn from `seed` or filled with weights; without a key it is deterministic.
 
-  name: see list_models.   pretrained: False, or the folder of a run (WORKDIR or WORKDIR/checkpoints/STEP).
-  num_classes: size of the head, 0 = none, None = as the name or the folder has it.   reset: first parts of parameter
-  paths that stay freshly drawn, ('head',) for a head of another size.   architecture: arguments of the model's class.
-  Learned positions are resampled when img_size differs from the folder's.
+  name: an architecture ('vit_base_patch16_224'), one with its training ('vit_base_patch16_224.augreg_in21k_ft_in1k'),
+  a name of the original release ('ViT-B_16'), or 'hf_hub:ORG/REPOSITORY'; see list_models.
+  pretrained: True downloads the name's weights; a path takes them from a run's folder, a folder of timm or Hugging
+  Face, or a file (.npz, .safetensors, .safetensors.index.json; .pth with unsafe=True, read by torch without pickle).
+  num_classes: size of the head, 0 = none, None = as the name or the weights have it; another number needs 'head' in
+  `reset`.   reset: first parts of parameter paths that stay freshly drawn, where model and weights may differ.
+  numerics: how a Google .npz is to be understood, 'google' (tanh GELU, positions resized between aligned corners, as
+  it was trained; the default) or 'timm' (exact GELU, half-pixel).
+  architecture: arguments of the model's class, in timm's words. Positions are resampled to img_size; with another
+  global_pool the last norm serves as fc_norm, and class_token=False with reset=('cls_token',) leaves the token out.
 
-  Raises ValueError for an unknown name or argument, and one that lists all arrays that do not fit.
+  Raises ValueError for an unknown name or argument, weights that cannot be had, and one that lists all arrays that are
+  missing, extra or misshapen; nothing is filled then.
   """
   execution = {key: architecture.pop(key) for key in models.EXECUTION if key in architecture}
-  if numerics is not None:
-    raise ValueError(f'numerics={numerics!r} says how a Google .npz is to be read, which this version cannot do yet.')
   if not pretrained:
-    return _build(name, num_classes, seed, architecture, execution)
-  made = architecture_of(name, pretrained)
-  classes = made['num_classes'] if num_classes is None else num_classes
-  model = _build(name, classes, seed, made | architecture, execution)
-  arrays = weights(checkpoint.find(pretrained)[0])
-  if made['pos_embed'] == 'learn' and 'pos_embed' not in reset:
-    arrays['params']['pos_embed'] = _resized(arrays['params']['pos_embed'], made, model)
-  _fill(model, arrays, reset)
-  return model
+    if numerics is not None:
+      raise ValueError(f'numerics={numerics!r} says how a Google .npz is to be understood; it needs pretrained=PATH.')
+    name, row = named(name)
+    return _build(name, num_classes, seed, row | architecture, execution)
+  opened, name = open_named(name, pretrained, overrides=architecture, numerics=numerics, unsafe=unsafe)
+  made = _wanted(opened, name, num_classes, architecture)
+  return _filled(opened, name, made, tuple(reset), seed, execution)
+
+
+def load(path, *, arch=None, numerics=None, unsafe=False):
+  """(model, description) of weights: a run's folder, a folder or file of weights, or a name with weights to download.
+
+  path: WORKDIR (its best averaged weights, else its best, else its last), WORKDIR/checkpoints/STEP, what create_model
+  takes as `pretrained`, or as name.   arch: the architecture, for a file that does not say.   numerics, unsafe: as
+  create_model.   description: name, architecture, preprocessing (a row of transforms.py), classes (names), both None
+  where nobody says, and weights, which ones these are.
+  """
+  return filled(open_any(path, arch=arch, numerics=numerics, unsafe=unsafe)[0])
+
+
+def filled(opened):
+  """(model, description) of what open_any opened, as load."""
+  described = opened.described
+  if described['name'] is None:
+    raise ValueError(
+      f'{opened.path} was trained on a model that was changed in Python; rebuild it, and vit_jax.state.update it with '
+      f'vit_jax.pretrained.weights({str(opened.path)!r}).'
+    )
+  return _filled(opened, described['name'], described['architecture'], (), 0, {}), described
+
+
+def describe(path, *, arch=None, numerics=None, unsafe=False):
+  """The description that load gives, without reading an array."""
+  return open_any(path, arch=arch, numerics=numerics, unsafe=unsafe)[0].described
+
+
+def weights(path):
+  """{'params', 'rest'} of a run's folder as nested dicts of numpy arrays; params are the averaged ones if any."""
+  return weights_lib.run_arrays(weights_lib.checkpoint.find(path)[0])
+
+
+def named(name):
+  """(architecture's canonical name, arguments) of a name with or without its training, known to be one."""
+  if models.is_name(name) or not hub.is_row(name):
+    return models.canonical(name), {}
+  row = hub.row(name)
+  return models.canonical(row['arch']), row['architecture'] | {'num_classes': row['num_classes']}
+
+
+def is_path(word):
+  """Whether WORKDIR | FILE | NAME is a path: it exists, or is no name and written like a path."""
+  word = os.fspath(word)
+  if word.startswith(hub.PREFIX) or models.is_name(word) or hub.is_row(word):
+    return os.path.exists(word) and not models.is_name(word)
+  return os.path.exists(word) or os.sep in word or word.endswith(weights_lib.FILES)
+
+
+def open_any(path, *, arch=None, numerics=None, unsafe=False):
+  """(weights.Weights, name) of a path or of a name whose weights can be had."""
+  if is_path(path):
+    return open_named(arch, path, numerics=numerics, unsafe=unsafe)
+  if arch is not None:
+    raise ValueError(f'arch={arch!r} says what a file is; {path} is a name.')
+  return open_named(os.fspath(path), True, numerics=numerics, unsafe=unsafe)
+
+
+def open_named(name, pretrained, *, overrides=None, numerics=None, unsafe=False):
+  """(weights.Weights, canonical name of the model): `name` with its weights, or `pretrained`, a path, as a `name`.
+
+  name None: what the path says it is.
+  """
+  row = None
+  if pretrained is True and name.startswith(hub.PREFIX):
+    pretrained, name = hub.repository(name), None
+  elif name is not None and not models.is_name(name) and hub.is_row(name) or pretrained is True:
+    row = _row(name)
+    name, pretrained = row['arch'], hub.find(name) if pretrained is True else pretrained
+  arguments = (overrides or {}) if row is None else row['architecture'] | (overrides or {})
+  if row is not None and os.fspath(pretrained).endswith('.npz'):
+    numerics = numerics or row['numerics']
+  opened = weights_lib.open_weights(pretrained, arch=name, overrides=arguments, numerics=numerics, unsafe=unsafe)
+  found = opened.described['name']
+  if row is not None:
+    opened.described.update(_row_words(row, opened.described))
+  if name is None or found is None:
+    return opened, found
+  return opened, models.canonical(name)
+
+
+def _row_words(row, described):
+  """What a row of the manifest adds to the description of its weights."""
+  out = {'preprocessing': row['preprocessing'], 'licence': row['licence'], 'weights': row['name']}
+  if row['labels'] and described['architecture']['num_classes'] == row['num_classes']:
+    out |= {'classes': list(hub.labels(row['labels'])), 'ids': list(hub.label_ids(row['labels']))}
+  return out
+
+
+def _row(name):
+  if not hub.is_row(name):
+    raise ValueError(
+      f'There are no published weights for {models.canonical(name)}; give pretrained=PATH, a run or a file of weights.'
+    )
+  return hub.row(name)
 
 
 def architecture_of(name, pretrained=False):
-  """Every architecture argument of a model as it is named, or as the run in the folder `pretrained` has it.
+  """Every architecture argument of a model as create_model would build it from a name and weights.
 
-  Raises ValueError for an unknown name, a folder of another architecture, and where there are no weights to be had.
+  Raises ValueError for an unknown name, weights of another architecture, and where there are no weights to be had.
   """
   if not pretrained:
-    return models.architecture(name)
-  if pretrained is True:
-    raise ValueError(f'This version cannot download weights for {name}; give pretrained=FOLDER, the workdir of a run.')
-  described = describe(checkpoint.find(pretrained)[0])
-  if described['name'] != models.canonical(name):
-    raise ValueError(f'{pretrained} holds a {described["name"]}, not a {name}: ask for {described["name"]}.')
-  return described['architecture']
+    name, row = named(name)
+    return models.architecture(name, **row)
+  opened, name = open_named(name, pretrained)
+  return _wanted(opened, name, None, {})
 
 
-def load(path):
-  """(model, description) of a run's folder: its best averaged weights, else its best, else its last.
-
-  path: WORKDIR or WORKDIR/checkpoints/STEP.   description: the content of model.json (name, architecture, num_classes,
-  preprocessing, classes, version) and 'weights', which ones these are.
-  """
-  if models.is_name(path) and not os.path.exists(path):
-    raise ValueError(f'{path} is an architecture without weights; give the workdir of a run.')
-  folder, which = checkpoint.find(path)
-  described = describe(folder)
-  if described['name'] is None:
-    raise ValueError(
-      f'{path} was trained on a model that was changed in Python; rebuild it, and vit_jax.state.update it with '
-      f'vit_jax.pretrained.weights({str(folder)!r}).'
-    )
-  made = described['architecture']
-  model = _build(described['name'], made['num_classes'], None, made, {})
-  _fill(model, weights(folder), ())
-  return model, described | {'weights': which}
+def _wanted(opened, name, num_classes, overrides):
+  """Every argument of the model that a user asked for: the weights' own, where these are of that architecture."""
+  found, made = opened.described['name'], opened.described['architecture']
+  given = overrides if num_classes is None else overrides | {'num_classes': num_classes}
+  if found is None:
+    raise ValueError(f'{opened.path} was trained on a model that was changed in Python; rebuild it to load it.')
+  if models.variant(found)[0] is not models.variant(name)[0]:  # such as the encoder of MAE in a plain ViT
+    return models.architecture(name, **given)
+  if found != name:
+    loose = {key: made[key] for key in ('img_size', 'num_classes') if key in made}
+    if _outline(name, made) not in (_outline(name, loose), _outline(name, overrides | loose)):
+      raise ValueError(f'{opened.path} holds a {found}, not a {name}: ask for {found}, or give what differs.')
+  return models.architecture(name, **(made | given))
 
 
-def describe(folder):
-  """The content of model.json for a step's folder: what the weights are, without the config that made them."""
-  path = folder.parent.parent / 'model.json'
+def _outline(name, arguments):
+  """{path: shape} of a model; what is wrong with the arguments where there is none."""
   try:
-    with open(path) as file:
-      return json.load(file)
-  except FileNotFoundError:
-    raise ValueError(
-      f'{path} is missing: it says what the weights beside it are; copy it from the original run.'
-    ) from None
-  except json.JSONDecodeError as error:
-    raise ValueError(f'{path} is damaged ({error}); copy it from the original run.') from None
-
-
-def weights(folder):
-  """{'params', 'rest'} of a step's folder as nested dicts of numpy arrays; params are the averaged ones if any."""
-  name = 'ema' if (folder / 'ema').is_dir() else 'params'
-  arrays = checkpoint.read(folder, (name, 'rest'))
-  return {'params': arrays[name], 'rest': arrays['rest']}
+    return {path: leaf.shape for path, leaf in _shapes(models.abstract(name, **arguments)).items()}
+  except ValueError as error:
+    return str(error)
 
 
 def _build(name, num_classes, seed, architecture, execution):
-  """A model that remembers by which name and arguments it was made, which fit writes into model.json.
-
-  seed: None gives shapes in place of arrays, to be filled.
-  """
+  """A freshly drawn model that remembers by which name and arguments it was made, which fit writes into model.json."""
   given = architecture if num_classes is None else architecture | {'num_classes': num_classes}
-  if seed is None:
-    model = models.abstract(name, **given, **execution)
-  else:
-    model = models.build(name, rngs=nnx.Rngs(seed), **given, **execution)
+  return _remember(models.build(name, rngs=nnx.Rngs(seed), **given, **execution), name, given)
+
+
+def _remember(model, name, given):
   made = {'name': models.canonical(name), 'architecture': models.architecture(name, **given)}
   model.origin = json.dumps(made)  # text, because a static attribute must be hashable
   return model
@@ -115,26 +192,108 @@ def origin(model):
   if not hasattr(model, 'origin'):
     return None
   made = json.loads(model.origin)
-  shapes = lambda m: {p: a.shape for p, a in state.flatten(jax.eval_shape(state.unstack, state.split(m)[1])).items()}
-  return made if shapes(models.abstract(made['name'], **made['architecture'])) == shapes(model) else None
+  own = {path: leaf.shape for path, leaf in _shapes(model).items()}
+  return made if _outline(made['name'], made['architecture']) == own else None
 
 
-def _resized(table, made, model):
-  """A file's learned positions for the grid of the model."""
-  old = tuple(size // patch for size, patch in zip(vit.pair(made['img_size']), vit.pair(made['patch_size'])))
-  prefix = table.shape[1] - old[0] * old[1]
-  return positions.resize_table(table, old, model.grid, prefix=prefix, method=made['pos_resize'])
+def _shapes(model):
+  """{path: leaf} of all arrays of a model, a name for each layer."""
+  return state.flatten(jax.eval_shape(lambda: state.unstack(_tree(model))))
 
 
-def _fill(model, arrays, reset):
-  """Puts weights into a model, strictly: all that may differ is named by `reset`."""
+def _tree(model):
   _, params, rest = state.split(model)
-  stacked = any('stacked' in path.split('/') for path in state.flatten(params))
-  own = state.flatten(state.unstack(params) if stacked else params)
-  under = lambda path, parts: any(path == part or path.startswith(f'{part}/') for part in parts)
+  return state.combine(params, rest)
+
+
+def _filled(opened, name, made, reset, seed, execution):
+  """The model with the weights put in, strictly: all that may differ is named by `reset`."""
+  same = (name, made) == (opened.described['name'], opened.described['architecture'])
+  model = opened.model if same else models.abstract(name, **made)
+  want = {path: leaf.shape for path, leaf in _shapes(model).items()}
+  arrays = opened.converted()
+  have = _renamed(arrays.shapes(), want)
+  resampled = _resampled(opened.model, model, have, want)
+  _check(opened, name, have, want, reset, resampled)
+  fresh = _fresh(name, made, reset, seed, want) if reset else {}
+  leaves = {}
+  for path in want:
+    if path in fresh:
+      leaves[path] = fresh[path]
+    else:
+      leaf = arrays[have[path][0]]
+      leaf = leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+      leaves[path] = resampled[path](leaf) if path in resampled else leaf
+  if execution:
+    model = models.abstract(name, **made, **execution)
+  values = state.unflatten(leaves)
+  nnx.update(model, state.stack(values) if execution.get('scan') else values)
+  return _remember(model, name, made)
+
+
+def _renamed(shapes, want):
+  """{path the model has: (path in the file, shape)}: a norm before pooling serves as one after it, or the reverse."""
+  have = {path: (path, shape) for path, shape in shapes.items()}
+  for ours, theirs in (('norm', 'fc_norm'), ('fc_norm', 'norm')):
+    if f'{ours}/scale' in want and f'{ours}/scale' not in have and f'{theirs}/scale' not in want:
+      for path in [p for p in have if p.startswith(f'{theirs}/')]:
+        have[ours + path.removeprefix(theirs)] = have.pop(path)
+  return have
+
+
+def _resampled(file, model, have, want):
+  """{path: function} for position tables of another grid, or with rows of tokens that the model does not have."""
+  out = {}
+  for path, shape in want.items():
+    if path not in have or have[path][1] == shape or not hasattr(model, 'grid'):
+      continue
+    if path == 'pos_embed':
+      old, new = tuple(file.grid), tuple(model.grid)
+      prefix, kept = have[path][1][1] - old[0] * old[1], shape[1] - new[0] * new[1]
+      if 0 <= kept <= prefix and have[path][1][2] == shape[2]:
+        out[path] = lambda a, old=old, new=new, prefix=prefix, kept=kept: _kept(
+          positions.resize_table(a, old, new, prefix=prefix, method=model.pos_resize), prefix, kept
+        )
+    elif path.endswith('relative_position_bias_table') and have[path][1][1] == shape[1]:
+      from vit_jax.models import beit
+
+      out[path] = lambda a: beit.resize_relative_positions(a, tuple(file.grid), tuple(model.grid))
+  return out
+
+
+def _kept(table, prefix, kept):  # (1, prefix + n, d) -> (1, kept + n, d)
+  return table if kept == prefix else jnp.concatenate([table[:, :kept], table[:, prefix:]], axis=1)
+
+
+def _check(opened, name, have, want, reset, resampled):
+  """Raises a ValueError that lists every difference which `reset` does not name."""
+  under = lambda path: any(path == part or path.startswith(f'{part}/') for part in reset)
   for part in reset:
-    if not any(under(path, [part]) for path in own):
-      raise ValueError(f'reset names {part!r}, which the model does not have; it has {", ".join(params)}.')
-  given = {path: leaf for path, leaf in state.flatten(arrays['params']).items() if not under(path, reset)}
-  given = state.unflatten(given | {path: leaf for path, leaf in own.items() if under(path, reset)})
-  state.update(model, state.stack(given) if stacked else given, arrays['rest'] or rest)
+    if not any(path == part or path.startswith(f'{part}/') for path in {*have, *want}):
+      tops = ', '.join(dict.fromkeys(path.split('/')[0] for path in want))
+      raise ValueError(f'reset names {part!r}, which neither model nor weights have; the model has {tops}.')
+  dropped = ('decoder', 'mask_token') if 'decoder_embed/kernel' in have and 'decoder_embed/kernel' not in want else ()
+  lines = [f'missing {p} {want[p]}' for p in sorted(want.keys() - have.keys()) if not under(p)]
+  lines += [
+    f'extra {p} {have[p][1]}' for p in sorted(have.keys() - want.keys()) if not under(p) and not p.startswith(dropped)
+  ]
+  both = [p for p in sorted(want.keys() & have.keys()) if not under(p) and p not in resampled]
+  lines += [f'{p} is {have[p][1]}, wanted {want[p]}' for p in both if have[p][1] != want[p]]
+  if lines:
+    heads = all(re.search(r' ?\bhead(_dist)?/', line) for line in lines)
+    more = "; reset=('head',) gives a fresh head" if heads else ''
+    raise ValueError(
+      f'The weights of {opened.path} do not fit {name} as it was asked for ({len(lines)} differences): '
+      f'{"; ".join(lines)}{more}'
+    )
+
+
+def _fresh(name, made, reset, seed, want):
+  """{path: array} of the parts that stay freshly drawn: XLA computes nothing else of the whole draw."""
+  wanted = [path for path in want if any(path == part or path.startswith(f'{part}/') for part in reset)]
+
+  def draw():
+    leaves = state.flatten(_tree(models.build(name, rngs=nnx.Rngs(seed), **made)))
+    return {path: leaves[path] for path in wanted}
+
+  return jax.jit(draw)() if wanted else {}

@@ -15,17 +15,20 @@ BATCH = P(('data', 'fsdp'))
 # Pattern of a path -> mesh axis of each dimension. Kernels are cut on their input axis: cut on the output axis, a TPU
 # would sum fc1's gradient on every chip instead of scattering it. Stacked layers keep their leading axis whole.
 TABLE = (
-  (r'patch_embed/proj/kernel', ('fsdp', None, None, None)),
+  (r'(patch_embed|stem)/proj/kernel', ('fsdp', None, None, None)),
+  (r'(conv[123]?|conv1/\d|downsample/\d|head/fc)/kernel', (None, None, 'fsdp', None)),
   (r'(qkv|kv)/kernel', ('fsdp', None, 'tensor', None)),
   (r'(qkv|kv)/bias', (None, 'tensor', None)),
   (r'attn_pool/q/kernel', ('fsdp', 'tensor', None)),
   (r'attn_pool/q/bias', ('tensor', None)),
   (r'(attn|attn_pool)/proj/kernel', ('tensor', 'fsdp', None)),
-  (r'mlp/fc1/kernel', ('fsdp', 'tensor')),
-  (r'mlp/fc1/bias', ('tensor',)),
-  (r'mlp/fc2/kernel', (('tensor', 'fsdp'), None)),
-  (r'(head|pre_logits)/kernel', ('fsdp', None)),
-  (r'(cls_token|reg_token|pos_embed|latent|scale|bias|gamma)', ()),
+  (r'mlp(_tokens|_channels)?/(fc1|fc1_g|fc1_x)/kernel', ('fsdp', 'tensor')),
+  (r'mlp(_tokens|_channels)?/(fc1|fc1_g|fc1_x)/bias', ('tensor',)),
+  (r'mlp(_tokens|_channels)?/fc2/kernel', (('tensor', 'fsdp'), None)),
+  (r'(head|head_dist|pre_logits|decoder_embed|decoder_pred)/kernel', ('fsdp', None)),
+  (r'(in_proj|attn_out_proj|mlp_out_proj|out_proj)/kernel', ('fsdp', None)),
+  (r'(q_bias|k_bias|v_bias|gamma_1|gamma_2|relative_position_bias_table|mask_token|decoder_pos_embed)', ()),
+  (r'(cls_token|reg_token|dist_token|mlp_bias|lambda_[qk][12]|pos_embed|latent|scale|bias|gamma|lora_a|lora_b|lora_scale)', ()),
 )
 
 
@@ -91,7 +94,7 @@ def shardings(mesh, tree):
 
   So the optimizer's moments and the averaged weights are cut like their parameters, and counters are replicated.
   """
-  shapes = {path: leaf.shape for path, leaf in state.flatten(tree['params']).items()}
+  shapes = {path: leaf.shape for name in ('params', 'frozen') for path, leaf in state.flatten(tree.get(name, {})).items()}
 
   def place(key_path, leaf):
     keys = [str(entry.key) for entry in key_path if isinstance(entry, jax.tree_util.DictKey)]

@@ -56,13 +56,16 @@ def unflatten(leaves):
 
 
 def stack(params):
-  """Parameters with the layers of every `blocks` dict ('0', '1', ...) stacked as `stacked`: the form of scan=True."""
+  """Parameters with the layers of every `blocks` dict ('0', '1', ...) stacked as `stacked`: the form of scan=True.
+
+  What is under `patch_embed` stays: the stages of a hybrid's backbone are numbered too, but their blocks differ.
+  """
   if not isinstance(params, dict):
     return params
   if '0' in params and all(str(i) in params for i in range(len(params))):
     blocks = [params[str(i)] for i in range(len(params))]
     return {'stacked': jax.tree.map(lambda *a: np.stack(a) if isinstance(a[0], np.ndarray) else jnp.stack(a), *blocks)}
-  return {key: stack(value) for key, value in params.items()}
+  return {key: value if key == 'patch_embed' else stack(value) for key, value in params.items()}
 
 
 def unstack(params):

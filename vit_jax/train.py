@@ -1,7 +1,8 @@
 """The run, top to bottom: build, restore, step, evaluate, save. One step serves every kind of training.
 
-The state of a run is one dict of arrays: step, params, rest, opt and, with averaged weights, ema. It holds no random
-state, because keys and pictures are pure functions of (seed, step), so a resumed run repeats lost steps bit for bit.
+The state of a run is one dict of arrays: step, params, rest, opt, with averaged weights ema, and where some parameters
+are not trained, these as frozen. It holds no random state, because keys and pictures are pure functions of (seed, step),
+so a resumed run repeats lost steps bit for bit.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import augment, sharding, state, tasks
+from vit_jax import augment, sharding, state, tasks, tuning
 from vit_jax import data as data_lib
 from vit_jax import metrics as metrics_lib
 from vit_jax import optim as optim_lib
@@ -32,14 +33,14 @@ class Step:
   """How a training step is computed.
 
   dtype: of activations and products, 'float32' or 'bfloat16'; parameters are float32.   grad_dtype: in which gradients
-  of micro-batches are added up and given to the optimizer.   accumulate: micro-batches a batch is cut into.
-  remat, scan, attention: what jobs.py gives the model's constructor; fit takes its model as it is.
+  of micro-batches are added up and given to the optimizer.   accumulate: micro-batches a batch is cut into;
+  None, in a config alone, is as few as fit into memory.    remat, scan, attention: what jobs.py gives the model's constructor; fit takes its model as it is.
   augment: keyword arguments of augment.make.
   """
 
   dtype: str = 'float32'
   grad_dtype: str = 'float32'
-  accumulate: int = 1
+  accumulate: int | None = 1
   remat: str = 'none'
   scan: bool = False
   attention: str = 'xla'
@@ -49,7 +50,7 @@ class Step:
     for key in ('dtype', 'grad_dtype'):
       if getattr(self, key) not in ('float32', 'bfloat16'):
         raise ValueError(f"step.{key} is {getattr(self, key)!r}; choose 'float32' or 'bfloat16'.")
-    if self.accumulate < 1:
+    if self.accumulate is not None and self.accumulate < 1:
       raise ValueError(f'step.accumulate is {self.accumulate}; it must be at least 1.')
 
 
@@ -91,12 +92,12 @@ def accumulate(grad_fn, micro_batches, dtype):
 def make_step(graphdef, optimizer, task, row, *, seed, options):
   """train_step(run, batch) -> (run, {'loss', 'lr', 'grad_norm'}), to be jitted.
 
-  run: {'step', 'params', 'rest', 'opt'[, 'ema']}.   batch: 'image' uint8 (b, h, w, c), 'label' int32 (b,).
+  run: {'step', 'params', 'rest', 'opt'[, 'ema'][, 'frozen']}.   batch: 'image' uint8 (b, h, w, c), 'label' int32 (b,).
   """
   augmented = augment.make(**options.augment)
 
   def loss_fn(trainable, frozen, rest, batch, key):
-    params = state.cast(state.combine(trainable, frozen['model']), options.dtype)
+    params = state.cast(tuning.merged(trainable, frozen['model']), options.dtype)
     model = state.merge(graphdef, params, rest)
     outputs = model(batch['image'], key=key).astype(jnp.float32)
     return task.loss(outputs, batch).mean(), state.split(model)[2]
@@ -108,9 +109,11 @@ def make_step(graphdef, optimizer, task, row, *, seed, options):
     augment_key, model_key = jax.random.split(key)
     batch = augmented(augment_key, {**batch, 'target': task.target(batch)})
     batch['image'] = augment.normalise(batch['image'], row['mean'], row['std'], options.dtype)
-    (loss, rest), grads = grad_fn(run['params'], {'model': {}}, run['rest'], batch, model_key)
+    frozen = {'model': run.get('frozen', {})}
+    (loss, rest), grads = grad_fn(run['params'], frozen, run['rest'], batch, model_key)
     updates, opt = optimizer.tx.update(grads, run['opt'], run['params'])
-    new = {'step': run['step'] + 1, 'params': optax.apply_updates(run['params'], updates), 'rest': rest, 'opt': opt}
+    params = optax.apply_updates(run['params'], updates)
+    new = run | {'step': run['step'] + 1, 'params': params, 'rest': rest, 'opt': opt}
     if optimizer.ema is not None:
       new['ema'] = optim_lib.average(run['ema'], new['params'], optimizer.ema, run['step'])
     rate = {} if optimizer.schedule is None else {'lr': optimizer.schedule(run['step'])}
@@ -202,7 +205,8 @@ def fit(
     config = {'batch': batch, 'seed': seed, 'total_steps': steps, 'step': dataclasses.asdict(options), 'optim': own}
 
   graphdef, params, rest = state.split(model)
-  init = functools.partial(_init, optimizer)
+  optimizer = _tuned(optimizer, params)
+  init = functools.partial(_init, optimizer, seed=seed)
   places = sharding.shardings(devices, jax.eval_shape(init, params, rest))
   folder = Workdir(workdir, config, model=model, data=data, steps=steps, save=save or {}, extend=extend)
   if folder.first:
@@ -297,6 +301,8 @@ def check_counts(devices, options, *, batch, batch_eval, log_every=1, eval_every
     raise ValueError(
       f'log_every={log_every} and eval_every={eval_every} count steps from 1; eval_every=None is once, last.'
     )
+  if options.accumulate is None:
+    raise ValueError('step.accumulate=None is for a config, which jobs.py completes; say how many micro-batches.')
   if batch % options.accumulate:
     raise ValueError(f'batch={batch} does not split into step.accumulate={options.accumulate} micro-batches.')
   sharding.check_batch(
@@ -307,16 +313,25 @@ def check_counts(devices, options, *, batch, batch_eval, log_every=1, eval_every
 def _optimizer(optim, steps):
   """An Optimizer of keyword arguments or of an optax transformation."""
   if isinstance(optim, optax.GradientTransformation):
-    return optim_lib.Optimizer(optim, None, None)
+    return optim_lib.make(total_steps=steps)._replace(tx=optim, schedule=None)
   return optim_lib.make(**optim or {}, total_steps=steps)
 
 
-def _init(optimizer, params, rest):
+def _tuned(optimizer, params):
+  """The Optimizer with the rates of a model's parameters; raises ValueError for what its tuning cannot do to them."""
+  split = functools.partial(tuning.split, tuning=optimizer.tuning, key=jax.random.key(0))
+  everything = state.combine(*jax.eval_shape(split, params))
+  return optimizer._replace(tx=tuning.scaled(optimizer.tx, everything, optimizer.tuning))
+
+
+def _init(optimizer, params, rest, *, seed):
   """The state of a run before its first step."""
+  params, frozen = tuning.split(params, optimizer.tuning, jax.random.key(seed))
   run = {'step': jnp.zeros((), jnp.int32), 'params': params, 'rest': rest, 'opt': optimizer.tx.init(params)}
+  run |= {'frozen': frozen} if frozen else {}
   return run if optimizer.ema is None else run | {'ema': params}
 
 
 def _weights(run):
-  """(params, rest) to evaluate and to keep: the averaged ones if there are any."""
-  return run.get('ema', run['params']), run['rest']
+  """(params, rest) to evaluate: all the model's parameters, averaged where there are averages."""
+  return tuning.merged(run.get('ema', run['params']), run.get('frozen', {})), run['rest']

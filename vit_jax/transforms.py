@@ -7,8 +7,9 @@ becomes RGB as in Pillow; the first frame of an animation counts. Floating point
 files and those of more than MAX_PIXELS are Unreadable.
 
 What an evaluation sees is a *row* (`preprocessing`), saved beside the weights. 'bilinear' and 'bicubic' are Pillow's
-antialiased filters, 'tf_bilinear' is tf.image.resize's (half-pixel centres, no antialiasing, rounded). The geometry is
-timm's create_transform(is_training=False). Training crops as Inception does (Szegedy et al., 2014, section 6) in the
+antialiased filters, 'tf_bilinear' is tf.image.resize's (half-pixel centres, no antialiasing, rounded), 'bv_bilinear'
+and 'bv_area' the same library's as big_vision uses them (cut down to 8 bits, sides rounded). The geometry is timm's
+create_transform(is_training=False). Training crops as Inception does (Szegedy et al., 2014, section 6) in the
 form of torchvision's RandomResizedCrop: ten tries, then the largest centred crop of an allowed aspect.
 """
 
@@ -26,8 +27,8 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gigabyte once decoded
 CROPS = ('random', 'pad', 'none')
-EVALUATION_CROPS = ('center', 'center_floor', 'squash')
-INTERPOLATIONS = ('bilinear', 'bicubic', 'tf_bilinear')
+EVALUATION_CROPS = ('center', 'center_floor', 'squash', 'border')
+INTERPOLATIONS = ('bilinear', 'bicubic', 'tf_bilinear', 'bv_bilinear', 'bv_area')
 PADDING = 4  # pixels on each side: the CIFAR recipe of He et al., 2015, section 4.2
 
 _TURNS = {
@@ -68,9 +69,10 @@ def preprocessing(
     size: pixels, an int or (h, w).
     crop: 'center' scales the picture until floor(size / crop_pct) is just covered and takes the middle; half a pixel
       is rounded to even (timm), or down with 'center_floor' (Hugging Face). 'squash' resizes to floor(size / crop_pct)
-      whatever the aspect and takes the middle: with crop_pct=1 it is the plain resize.
+      whatever the aspect and takes the middle: with crop_pct=1 it is the plain resize. 'border' scales the picture
+      until it just fits into that size, and fills what is missing of the middle with the mean's colour.
     crop_pct: over 0, at most 1.
-    interpolation: 'bilinear', 'bicubic' or 'tf_bilinear', see the top of this file.
+    interpolation: one of INTERPOLATIONS, see the top of this file.
     mean, std: of each channel, in units of pixel / 255.
 
   Raises ValueError where one of them is out of range.
@@ -105,10 +107,14 @@ def evaluation_image(image, row):  # -> (size_h, size_w, 3)
   picture = _picture(image)
   (h, w), (height, width) = _size(picture), row['size']
   target = math.floor(height / row['crop_pct']), math.floor(width / row['crop_pct'])
-  target = target if row['crop'] == 'squash' else _covering(h, w, target)
+  target = target if row['crop'] == 'squash' else _scaled(h, w, target, row)
   if target[0] * target[1] > MAX_PIXELS:
     raise Unreadable(f'{w}x{h} pixels are too narrow: resized, it would be {target[1]}x{target[0]}')
   picture = _resized(picture, target, row['interpolation'])
+  if target[0] < height or target[1] < width:
+    fill = [round(255 * m) for m in row['mean']] if row['crop'] == 'border' else [0, 0, 0]
+    picture = _padded(np.asarray(picture), (height, width), fill)
+    target = picture.shape[:2]
   half = math.floor if row['crop'] == 'center_floor' else round
   left, top = half((target[1] - width) / 2), half((target[0] - height) / 2)
   return np.ascontiguousarray(_cut(picture, (left, top, left + width, top + height)))
@@ -124,7 +130,7 @@ def training_image(
     size: pixels, an int or (h, w).
     crop: 'random' = random_box, then resize; 'pad' = resize, 4 zero pixels around, a random window; 'none' = resize.
     scale, ratio: see random_box.
-    interpolation: 'bilinear', 'bicubic' or 'tf_bilinear', see the top of this file.
+    interpolation: one of INTERPOLATIONS, see the top of this file.
     fast: OpenCV may resize where that is the same to one 8-bit step, if host_decoder() says 'opencv'.
   """
   _check('crop', crop, CROPS)
@@ -265,12 +271,27 @@ def _cut(picture, box):
   return picture[top:bottom, left:right] if isinstance(picture, np.ndarray) else picture.crop(box)
 
 
-def _covering(h, w, target):
-  """(h, w) scaled, aspect kept, until it just covers the target (h, w); rounded as timm does."""
-  if target[0] == target[1]:  # torchvision's Resize(int): what the long side has over is cut off
+def _scaled(h, w, target, row):
+  """(h, w) scaled, aspect kept, until it just covers the target, or fits into it for 'border'; rounded as peers do."""
+  if row['crop'] == 'border':  # timm's ResizeKeepRatio(longest=1)
+    factor = max(h / target[0], w / target[1])
+  elif row['interpolation'].startswith('bv_'):
+    factor = np.float32(min(h, w)) / np.float32(min(target))
+  elif target[0] == target[1]:  # torchvision's Resize(int): what the long side has over is cut off
     return (target[0], target[0] * w // h) if h <= w else (target[0] * h // w, target[0])
-  factor = min(h / target[0], w / target[1])  # timm's ResizeKeepRatio
+  else:
+    factor = min(h / target[0], w / target[1])  # timm's ResizeKeepRatio
   return round(h / factor), round(w / factor)
+
+
+def _padded(array, size, fill):  # (h, w, 3) -> at least size
+  """A uint8 array with a border of one colour where it is smaller than size; an odd pixel is below or to the right."""
+  (h, w), (height, width) = array.shape[:2], size
+  out = np.empty((max(h, height), max(w, width), 3), np.uint8)
+  out[:] = fill
+  top, left = max(height - h, 0) // 2, max(width - w, 0) // 2
+  out[top : top + h, left : left + w] = array
+  return out
 
 
 def _resized(picture, size, interpolation, fast=False):
@@ -283,20 +304,48 @@ def _resized(picture, size, interpolation, fast=False):
     import cv2
 
     return cv2.resize(np.asarray(picture), size[::-1], interpolation=cv2.INTER_LINEAR)
-  if interpolation == 'tf_bilinear':
-    return _tf_bilinear(np.asarray(picture), size)
+  if interpolation in _OF_TENSORFLOW:
+    share, to_8_bits = _OF_TENSORFLOW[interpolation]
+    return to_8_bits(share(np.asarray(picture), size)).astype(np.uint8)
   picture = Image.fromarray(np.ascontiguousarray(picture)) if isinstance(picture, np.ndarray) else picture
   return picture.resize(size[::-1], Image.Resampling[interpolation.upper()])
 
 
 def _tf_bilinear(array, size):  # (h, w, 3) -> (size_h, size_w, 3)
-  for axis, (old, new) in enumerate(zip(array.shape, size)):
-    at = (np.arange(new, dtype=np.float32) + 0.5) * np.float32(old / new) - 0.5
+  for axis in (1, 0):
+    old, new = array.shape[axis], size[axis]
+    at = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
     low = np.floor(at).astype(int)
     share = (at - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (-1, 1))
     a, b = (array.take(np.clip(i, 0, old - 1), axis).astype(np.float32) for i in (low, low + 1))
     array = a + (b - a) * share
-  return np.rint(array).astype(np.uint8)
+  return array
+
+
+def _tf_area(array, size):  # (h, w, 3) -> (size_h, size_w, 3)
+  """Each new pixel is the mean of the old ones under it, by the share of each that it covers; float32 throughout and
+  added up in TensorFlow's order, because cutting down to 8 bits shows the last bit."""
+  steps = [np.float32(old / new) for old, new in zip(array.shape, size)]
+  array = array.astype(np.float32)
+  for axis in (1, 0):
+    old, step = array.shape[axis], steps[axis]
+    start = np.arange(size[axis], dtype=np.float32) * step
+    stop = np.arange(1, size[axis] + 1, dtype=np.float32) * step
+    first, total = np.floor(start).astype(int), np.float32(0)
+    for i in range(int(np.ceil(step)) + 1):
+      cover = np.clip(np.minimum(stop, first + np.float32(i + 1)) - np.maximum(start, first + np.float32(i)), 0, 1)
+      taken = array.take(np.minimum(first + i, old - 1), axis)
+      total = total + taken * cover.astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (-1, 1))
+    array = total
+  return array * (np.float32(1) / (steps[0] * steps[1]))
+
+
+# what tf.image.resize gives, in float32, and how it becomes 8 bits
+_OF_TENSORFLOW = {
+  'tf_bilinear': (_tf_bilinear, np.rint),
+  'bv_bilinear': (_tf_bilinear, np.floor),
+  'bv_area': (_tf_area, np.floor),
+}
 
 
 def _check(what, given, known):

@@ -85,6 +85,12 @@ class Workdir:
       self.checkpoints.close()
 
 
+def begun(path):
+  """The config that the run in a folder was begun with; None where there is no run."""
+  record = _read_json(os.path.join(path, 'run.json'))
+  return record and record['config']
+
+
 def _map_layers(convert):
   """`convert` on every nested dict of a tree, also on those inside an optimizer's state."""
   return functools.partial(jax.tree.map, lambda x: convert(x) if isinstance(x, dict) else x,

@@ -8,10 +8,19 @@ import math
 from flax import nnx
 import jax
 
-from vit_jax.models import vit
+from vit_jax.models import beit, deit, eva, hybrid, mae, mixer, resnet, vit_variants
 
-VARIANTS = {**vit.VARIANTS}
-ALIASES = {**vit.ALIASES}
+VARIANTS = {
+  **vit_variants.VARIANTS,
+  **deit.VARIANTS,
+  **beit.VARIANTS,
+  **eva.VARIANTS,
+  **mae.VARIANTS,
+  **mixer.VARIANTS,
+  **resnet.VARIANTS,
+  **hybrid.VARIANTS,
+}
+ALIASES = {**vit_variants.ALIASES, **mae.ALIASES, **mixer.ALIASES, **resnet.ALIASES, **hybrid.ALIASES}
 # Keyword arguments that say how a model is computed, not what it is: the same weights serve all their values.
 EXECUTION = ('scan', 'remat', 'attention')
 
@@ -41,17 +50,29 @@ def variant(name):
   return VARIANTS[canonical(name)]
 
 
+def arguments(cls):
+  """{name: default} of the architecture arguments of a class."""
+  return {
+    key: parameter.default
+    for key, parameter in inspect.signature(cls.__init__).parameters.items()
+    if key not in ('self', 'rngs', *EXECUTION)
+  }
+
+
+def nearest(cls, made):
+  """The variant of a class in which the fewest arguments differ from those of `made`, for weights that bear no name."""
+  defaults = arguments(cls)
+  rows = {name: defaults | row for name, (kind, row) in VARIANTS.items() if kind is cls}
+  return min(rows, key=lambda name: sum(rows[name][key] != value for key, value in made.items()))
+
+
 def architecture(name, **overrides):
   """Every architecture argument of a model by name, as plain values: the class's defaults, the row's, the overrides.
 
   Raises ValueError for an argument the class does not take, with the nearest that it does.
   """
   cls, row = variant(name)
-  known = {
-    key: parameter.default
-    for key, parameter in inspect.signature(cls.__init__).parameters.items()
-    if key not in ('self', 'rngs', *EXECUTION)
-  }
+  known = arguments(cls)
   for key in overrides:
     if key not in known:
       near = difflib.get_close_matches(key, known, 1)

@@ -17,17 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 ATTENTION = ('xla', 'cudnn')
-REMAT = {
-  'none': None,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  'full': jax.checkpoint_policies.nothing_saveable,
-}
 # jax.checkpoint: XLA would keep the activation's inner tanh or erf beside its input, one more (b, n, 4d) array a layer.
 ACTIVATIONS = {
   'gelu': jax.checkpoint(functools.partial(jax.nn.gelu, approximate=False)),
   'gelu_tanh': jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True)),
   'quick_gelu': jax.checkpoint(lambda x: x * jax.nn.sigmoid(1.702 * x)),
   'silu': jax.checkpoint(jax.nn.silu),
+  'relu': jax.nn.relu,  # its gradient reads the output, which the next layer keeps anyway
 }
 
 
@@ -124,15 +120,37 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class LayerNorm(nnx.Module):
-  """(..., d) -> (..., d) normalised over the last axis; the dtype of the input is kept."""
+  """(..., d) -> (..., d) normalised over the last axis, times a scale that starts at `init`; keeps the dtype."""
 
-  def __init__(self, dim, *, eps, rngs):
+  def __init__(self, dim, *, eps, init=1.0, rngs):
     self.eps = eps
-    self.scale = nnx.Param(ones(rngs.params(), (dim,)))
+    self.scale = nnx.Param(constant(init)(rngs.params(), (dim,)))
     self.bias = nnx.Param(zeros(rngs.params(), (dim,)))
 
   def __call__(self, x):
     return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+@functools.partial(jax.checkpoint, static_argnums=2)  # the backward pass reads x in its own dtype, not a float32 copy
+def rms_norm(x, scale, eps):  # (..., d), (d)
+  """x / sqrt(mean x^2 + eps) * scale over the last axis, in float32 and back."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+  return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class RmsNorm(nnx.Module):
+  """(..., d) -> (..., d) over its root mean square, times a scale that starts at `init`; keeps the dtype."""
+
+  def __init__(self, dim, *, eps, init=1.0, rngs):
+    self.eps = eps
+    self.scale = nnx.Param(constant(init)(rngs.params(), (dim,)))
+
+  def __call__(self, x):
+    return rms_norm(x, self.scale[...], self.eps)
+
+
+NORMS = {'layernorm': LayerNorm, 'rmsnorm': RmsNorm}
 
 
 class LayerScale(nnx.Module):
@@ -170,148 +188,121 @@ class HeadDense(nnx.Module):
     return parts if bias is None else [part + bias[i] for i, part in enumerate(parts)]
 
 
-def attention_weights(q, k):  # (b, n, h, c), (b, m, h, c)
-  """softmax(q k^T / sqrt(c)) over the m keys in float32, (b, h, n, m)."""
+def attention_weights(q, k, bias=None):  # (b, n, h, c), (b, m, h, c), (h, n, m)
+  """softmax(q k^T / sqrt(c) + bias) over the m keys in float32, (b, h, n, m)."""
   logits = jnp.einsum('bnhc,bmhc->bhnm', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-  return jax.nn.softmax(logits, axis=-1)
+  return jax.nn.softmax(logits if bias is None else logits + bias.astype(jnp.float32), axis=-1)
 
 
-class Attention(nnx.Module):
-  """(b*n, d) -> (b*n, d): multi-head self-attention among the n tokens of each image (arXiv:2010.11929 eq. 5-8)."""
+class Heads(nnx.Module):
+  """What every attention here does between its projections: q, k, v (b*n, h, c) -> their mixture (b*n, h, c)."""
 
-  def __init__(self, dim, num_heads, *, qkv_bias, attn_drop, proj_drop, attention, rngs):
-    if dim % num_heads:
+  def __init__(self, dim, num_heads, *, qk_norm, norm, attn_drop, attention, rngs, halves=1):
+    if dim % (num_heads * halves):
       raise ValueError(f'embed_dim {dim} does not split into {num_heads} heads; choose a num_heads that divides it.')
     if attention not in ATTENTION:
       raise ValueError(f'attention is {attention!r}; choose one of {", ".join(ATTENTION)}.')
-    self.attn_drop, self.proj_drop, self.implementation = attn_drop, proj_drop, attention
-    self.qkv = HeadDense((dim,), (3, num_heads, dim // num_heads), fan_out=dim, use_bias=qkv_bias, rngs=rngs)
-    self.proj = HeadDense((num_heads, dim // num_heads), (dim,), fan_out=dim, rngs=rngs)
+    self.attn_drop, self.implementation = attn_drop, attention
+    self.q_norm = norm(dim // num_heads // halves, rngs=rngs) if qk_norm else None
+    self.k_norm = norm(dim // num_heads // halves, rngs=rngs) if qk_norm else None
 
-  def weights(self, q, k):  # a method, so nnx.capture sees it
-    return attention_weights(q, k)  # (b, h, n, n)
+  def weights(self, q, k, bias=None):
+    return attention_weights(q, k, bias)  # (b, h, n, n)
 
-  def __call__(self, x, n, *, key=None):
-    q, k, v = (t.reshape(-1, n, *t.shape[1:]) for t in self.qkv.slices(x))  # (b, n, h, c)
+  def mix(self, q, k, v, n, *, bias=None, key=None):  # (b*n, h, c); bias (h, n, n) of the logits
+    if self.q_norm is not None:
+      q, k = self.q_norm(q), self.k_norm(k)
+    q, k, v = (t.reshape(-1, n, *t.shape[1:]) for t in (q, k, v))  # (b, n, h, c)
     if self.implementation == 'cudnn' and not (key is not None and self.attn_drop):
       out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
     else:
-      weights = dropout(self.weights(q, k).astype(v.dtype), self.attn_drop, fold(key, 0))
+      weights = dropout(self.weights(q, k, bias).astype(v.dtype), self.attn_drop, key)
       out = jnp.einsum('bhnm,bmhc->bnhc', weights, v)
-    return dropout(self.proj(out.reshape(-1, *out.shape[2:])), self.proj_drop, fold(key, 1))
+    return out.reshape(-1, *out.shape[2:])
+
+
+class Attention(Heads):
+  """(b*n, d) -> (b*n, d): multi-head self-attention among the n tokens of each image (arXiv:2010.11929 eq. 5-8).
+
+  qk_norm: `norm` over each head of q and k.   scale_norm: `norm` over all heads, before the last projection.
+  """
+
+  weights = Heads.weights  # its own, because nnx.capture sees no inherited methods
+
+  def __init__(
+    self, dim, num_heads, *, qkv_bias, attn_drop, proj_drop, attention, qk_norm=False, scale_norm=False, proj_bias=True,
+    norm=None, rngs,
+  ):  # fmt: skip
+    super().__init__(
+      dim, num_heads, qk_norm=qk_norm, norm=norm, attn_drop=attn_drop, attention=attention, rngs=rngs
+    )  # fmt: skip
+    self.proj_drop = proj_drop
+    heads = num_heads, dim // num_heads
+    self.qkv = HeadDense((dim,), (3, *heads), fan_out=dim, use_bias=qkv_bias, rngs=rngs)
+    self.norm = norm(dim, rngs=rngs) if scale_norm else None
+    self.proj = HeadDense(heads, (dim,), fan_out=dim, use_bias=proj_bias, rngs=rngs)
+
+  def __call__(self, x, n, *, key=None, **context):  # context: what a subclass's mix reads besides
+    out = self.mix(*self.qkv.slices(x), n, key=fold(key, 0), **context)
+    if self.norm is not None:
+      out = self.norm(out.reshape(x.shape)).reshape(out.shape)
+    return dropout(self.proj(out), self.proj_drop, fold(key, 1))
+
+
+def activation(name):
+  """The function of a name in ACTIVATIONS; ValueError for another."""
+  if name not in ACTIVATIONS:
+    raise ValueError(f'act_layer is {name!r}; choose one of {", ".join(ACTIVATIONS)}.')
+  return ACTIVATIONS[name]
 
 
 class Mlp(nnx.Module):
-  """(..., d) -> (..., d) through one hidden layer of `hidden` units."""
+  """(..., d) -> (..., d) through one hidden layer of `hidden` units.
 
-  def __init__(self, dim, hidden, *, act_layer, drop=0.0, rngs):
-    if act_layer not in ACTIVATIONS:
-      raise ValueError(f'act_layer is {act_layer!r}; choose one of {", ".join(ACTIVATIONS)}.')
-    self.act_layer, self.drop = act_layer, drop
-    init = xavier(dim, hidden)
-    self.fc1 = nnx.Linear(dim, hidden, kernel_init=init, bias_init=zeros, rngs=rngs)
-    self.fc2 = nnx.Linear(hidden, dim, kernel_init=init, bias_init=zeros, rngs=rngs)
-
-  def __call__(self, x, *, key=None):
-    x = dropout(ACTIVATIONS[self.act_layer](self.fc1(x)), self.drop, fold(key, 0))
-    return dropout(self.fc2(x), self.drop, fold(key, 1))
-
-
-class Block(nnx.Module):
-  """(b*n, d) -> (b*n, d): a pre-norm transformer block, x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x)))."""
-
-  def __init__(
-    self,
-    dim,
-    num_heads,
-    *,
-    mlp_ratio,
-    qkv_bias,
-    init_values,
-    attn_drop,
-    proj_drop,
-    act_layer,
-    norm_eps,
-    attention,
-    rngs,
-  ):
-    self.norm1 = LayerNorm(dim, eps=norm_eps, rngs=rngs)
-    self.attn = Attention(
-      dim, num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, attention=attention, rngs=rngs
-    )
-    self.ls1 = None if init_values is None else LayerScale(dim, init_values, rngs=rngs)
-    self.norm2 = LayerNorm(dim, eps=norm_eps, rngs=rngs)
-    self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, rngs=rngs)
-    self.ls2 = None if init_values is None else LayerScale(dim, init_values, rngs=rngs)
-
-  def __call__(self, x, n, *, rate=None, key=None):  # rate: of stochastic depth
-    y = self.attn(self.norm1(x), n, key=fold(key, 0))
-    x = x + drop_path(y if self.ls1 is None else self.ls1(y), n, rate, fold(key, 1))
-    y = self.mlp(self.norm2(x), key=fold(key, 2))
-    return x + drop_path(y if self.ls2 is None else self.ls2(y), n, rate, fold(key, 3))
-
-
-class Blocks(nnx.Module):
-  """(b*n, d) -> (b*n, d) through `depth` blocks; the only place that knows of scan and remat.
-
-  Attributes '0', '1', ... are the blocks; with scan=True there is one, `stacked`, whose arrays have a leading axis of
-  depth. Stochastic depth rises linearly from 0 to `drop_path_rate`.
+  kind (timm's class): 'Mlp' fc2(act(fc1 x)); gated (arXiv:2002.05202): 'SwiGLU' fc2(act(fc1_g x) * fc1_x x) and
+  'SwiGLUPacked', the same with both in one fc1, `hidden` / 2 each.   norm: of the hidden layer, None = none.
   """
 
-  def __init__(self, make, depth, *, drop_path_rate, scan, remat, rngs):
-    if remat not in REMAT:
-      raise ValueError(f'remat is {remat!r}; choose one of {", ".join(REMAT)}.')
-    self.depth, self.scan, self.remat, self.drop_path_rate = depth, scan, remat, drop_path_rate
-    blocks = [make(rngs) for _ in range(depth)]
-    if scan:
-      graphdef = nnx.split(blocks[0])[0]
-      self.stacked = nnx.merge(graphdef, jax.tree.map(lambda *a: jnp.stack(a), *(nnx.split(b)[1] for b in blocks)))
+  def __init__(self, dim, hidden, *, act_layer, drop=0.0, kind='Mlp', norm=None, use_bias=True, rngs):
+    if kind not in MLPS:
+      raise ValueError(f'mlp_layer is {kind!r}; choose one of {", ".join(MLPS)}.')
+    activation(act_layer)
+    self.act_layer, self.drop, self.kind = act_layer, drop, kind
+    init = xavier(dim, hidden)
+    dense = lambda i, o: nnx.Linear(i, o, use_bias=use_bias, kernel_init=init, bias_init=zeros, rngs=rngs)
+    if kind == 'SwiGLU':
+      self.fc1_g, self.fc1_x = dense(dim, hidden), dense(dim, hidden)
     else:
-      for i, block in enumerate(blocks):
-        setattr(self, str(i), block)
+      self.fc1 = dense(dim, hidden)
+    inner = hidden // 2 if kind == 'SwiGLUPacked' else hidden
+    self.norm = None if norm is None else norm(inner, rngs=rngs)
+    self.fc2 = dense(inner, dim)
 
-  def __len__(self):
-    return self.depth
+  def __call__(self, x, *, key=None):
+    act = activation(self.act_layer)
+    if self.kind == 'SwiGLU':
+      x = act(self.fc1_g(x)) * self.fc1_x(x)
+    elif self.kind == 'SwiGLUPacked':
+      gate, x = jnp.split(self.fc1(x), 2, axis=-1)
+      x = act(gate) * x
+    else:
+      x = act(self.fc1(x))
+    x = dropout(x, self.drop, fold(key, 0))
+    return dropout(self.fc2(x if self.norm is None else self.norm(x)), self.drop, fold(key, 1))
 
-  def __getitem__(self, i):
-    if self.scan:
-      graphdef, state = nnx.split(self.stacked)
-      return nnx.merge(graphdef, jax.tree.map(lambda a: a[i], state))
-    return getattr(self, str(range(self.depth)[i]))
 
-  def __call__(self, x, n, *, key=None):
-    rates = np.linspace(0, self.drop_path_rate, self.depth, dtype=np.float32)
-    if self.scan:
-      graphdef, state = nnx.split(self.stacked)
-      layers = state, np.arange(self.depth), rates if self.drop_path_rate else None
-
-      def body(x, layer):
-        state, i, rate = layer
-        return nnx.merge(graphdef, state)(x, n, rate=rate, key=fold(key, i)), None
-
-      if self.remat != 'none':
-        body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-      return jax.lax.scan(body, x, layers)[0]
-    for i in range(self.depth):
-      x = self._run(i, x, n, rates[i] if rates[i] else None, fold(key, i))
-    return x
-
-  def _run(self, i, x, n, rate, key):
-    if self.remat == 'none':
-      return self[i](x, n, rate=rate, key=key)
-    graphdef, state = nnx.split(self[i])  # an nnx Variable must not be closed over by jax.checkpoint
-
-    def run(state, x, key):
-      return nnx.merge(graphdef, state)(x, n, rate=rate, key=key)
-
-    return jax.checkpoint(run, policy=REMAT[self.remat])(state, x, key)
+MLPS = ('Mlp', 'SwiGLU', 'SwiGLUPacked')
 
 
 class PatchEmbed(nnx.Module):
-  """Images (b, h, w, c) -> patches (b * (h/p) * (w/p), d), one dense layer on each p x p patch, row by row."""
+  """Images (b, h, w, c) -> patches (b * (h/p) * (w/p), d), one dense layer on each p x p patch, row by row.
 
-  def __init__(self, patch_size, in_chans, dim, *, use_bias=True, rngs):
-    self.patch_size = patch_size  # (ph, pw)
+  norm: of each patch's d numbers, None = none.   crop: whether what is left over at the right and bottom of an image is
+  left off; else such an image is refused.
+  """
+
+  def __init__(self, patch_size, in_chans, dim, *, use_bias=True, norm=None, crop=False, rngs):
+    self.patch_size, self.crop = patch_size, crop  # (ph, pw)
     fan_in = patch_size[0] * patch_size[1] * in_chans
     self.proj = nnx.Conv(
       in_chans,
@@ -324,11 +315,12 @@ class PatchEmbed(nnx.Module):
       bias_init=zeros,
       rngs=rngs,
     )
+    self.norm = None if norm is None else norm(dim, rngs=rngs)
 
   def grid(self, h, w):
     """(rows, columns) of patches of an h x w image; ValueError if it does not split into patches."""
     ph, pw = self.patch_size
-    if h % ph or w % pw or not h or not w:
+    if (h % ph or w % pw) and not self.crop or h < ph or w < pw:
       near = f'{max(h // ph, 1) * ph}x{max(w // pw, 1) * pw}'
       raise ValueError(
         f'A {h}x{w} image does not split into {ph}x{pw} patches; resize it to {near} or choose another patch_size.'
@@ -338,21 +330,22 @@ class PatchEmbed(nnx.Module):
   def __call__(self, images):  # (b, h, w, c)
     b, h, w, c = images.shape
     (rows, cols), (ph, pw) = self.grid(h, w), self.patch_size
-    x = images.reshape(b, rows, ph, cols, pw, c).swapaxes(2, 3).reshape(b * rows * cols, ph * pw * c)
+    x = images[:, : rows * ph, : cols * pw].reshape(b, rows, ph, cols, pw, c).swapaxes(2, 3).reshape(b * rows * cols, ph * pw * c)
     x = x @ self.proj.kernel[...].reshape(ph * pw * c, -1)  # equals the strided convolution, and is faster on a CPU
-    return x if self.proj.bias is None else x + self.proj.bias[...]
+    x = x if self.proj.bias is None else x + self.proj.bias[...]
+    return x if self.norm is None else self.norm(x)
 
 
 class AttentionPool(nnx.Module):
   """Tokens (b, n, d) -> (b, d): one learned query attends to all tokens, then an MLP ('MAP head', arXiv:2106.04560)."""
 
-  def __init__(self, dim, num_heads, *, mlp_ratio, act_layer, norm_eps, rngs):
+  def __init__(self, dim, num_heads, *, mlp_ratio, act_layer, norm, rngs):
     heads = num_heads, dim // num_heads
     self.latent = nnx.Param(normal(dim**-0.5)(rngs.params(), (1, 1, dim)))
     self.q = HeadDense((dim,), heads, fan_out=dim, rngs=rngs)
     self.kv = HeadDense((dim,), (2, *heads), fan_out=dim, rngs=rngs)
     self.proj = HeadDense(heads, (dim,), fan_out=dim, rngs=rngs)
-    self.norm = LayerNorm(dim, eps=norm_eps, rngs=rngs)
+    self.norm = norm(dim, rngs=rngs)
     self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, rngs=rngs)
 
   def __call__(self, x):

@@ -1,0 +1,109 @@
+"""BEiT against tensors that timm and transformers computed in float64, and its relative positions at other sizes."""
+
+import pathlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+
+from vit_jax import models, state
+from vit_jax.models import positions
+
+TINY = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2, num_classes=3)
+GOLDENS = ['beit_timm_rect', 'beit_timm_shared', 'beit_hf', 'beit_hf_resized', 'beit_hf_shared', 'beit_hf_oblong']
+
+
+def build(**overrides):
+  """A tiny model with random tables and head."""
+  model = models.build('beit_base_patch16_224', rngs=nnx.Rngs(0), **TINY | overrides)
+  graphdef, params, rest = state.split(model)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape), jnp.float32), params)
+  return state.merge(graphdef, params, rest)
+
+
+def images(h=16, w=16):
+  return np.random.default_rng(0).normal(size=(2, h, w, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize('name', GOLDENS)
+def test_every_tensor_is_the_peers(name):
+  peers.check(name)
+
+
+def test_every_tensor_is_the_peers_with_scan():
+  peers.check('beit_hf_resized', scan=True)
+
+
+def test_tables_are_resized_as_timm_does():
+  stored = np.load(pathlib.Path(__file__).parent / 'goldens/beit/relative_positions_timm.npz')
+  for name in [name.removeprefix('in.') for name in stored if name.startswith('in.')]:
+    old, new = (tuple(map(int, grid.split('x'))) for grid in name.split('_'))
+    got = positions.resize_relative_positions(stored[f'in.{name}'], old, new)
+    np.testing.assert_allclose(got, stored[f'out.{name}'], atol=3e-6)
+
+
+def test_an_equal_window_keeps_the_table():
+  table = np.ones((positions.relative_count(3, 4), 2), np.float32)
+  assert positions.resize_relative_positions(table, (3, 4), (3, 4)) is table
+
+
+def test_the_index_says_which_way():
+  index = positions.relative_index(2, 3)
+  assert index.shape == (7, 7) and index[0, 1] == 15 and index[1, 0] == 16 and index[0, 0] == 17
+  assert index[1, 1] == index[6, 6] == 7  # no offset: the middle of 3 x 5
+  assert index[6, 1] == 14 and index[1, 6] == 0  # the query below and right of the key, and the other way
+
+
+@pytest.mark.parametrize('size', [(16, 16), (24, 40)])
+def test_any_image_size(size):
+  model = build(use_abs_pos_emb=True, use_shared_rel_pos_bias=True)
+  assert peers.shape(model, images(*size)) == (2, 3)
+  assert peers.shape(model.features, images(*size)) == (2, 1 + size[0] * size[1] // 64, 16)
+
+
+def test_scan_and_remat_change_no_gradient():
+  words = dict(use_shared_rel_pos_bias=True, use_abs_pos_emb=True)
+  plain, how = build(**words), dict(scan=True, remat='full')
+  want = peers.gradients(plain, images(24, 16))
+  graphdef, _, rest = state.split(models.abstract('beit_base_patch16_224', **TINY | words | how))
+  scanned = state.merge(graphdef, state.stack(state.split(plain)[1]), rest)
+  remat = state.merge(state.split(models.abstract('beit_base_patch16_224', **TINY | words, remat='dots'))[0],
+                      state.split(plain)[1], rest)  # fmt: skip
+  for got in (peers.gradients(scanned, images(24, 16)), peers.gradients(remat, images(24, 16))):
+    for path, value in want.items():
+      np.testing.assert_allclose(got[path], value, atol=1e-5 * max(1, np.abs(value).max()))
+  assert np.abs(want['rel_pos_bias/relative_position_bias_table']).max() > 0
+
+
+def test_bfloat16_in_bfloat16_out():
+  graphdef, params, rest = state.split(build())
+  half = state.merge(graphdef, state.cast(params, jnp.bfloat16), rest)
+  got, want = peers.jitted(half)(images().astype(jnp.bfloat16)), peers.jitted(build())(images())
+  assert got.dtype == jnp.bfloat16 and np.abs(got - want).max() < 0.1 * np.std(want)
+
+
+def test_arguments():
+  names = lambda **words: set(state.flatten(state.split(models.abstract('beit_base_patch16_224', **TINY | words))[1]))
+  plain = names()
+  assert {'fc_norm/scale', 'blocks/0/attn/q_bias', 'blocks/0/gamma_1'} <= plain
+  assert not {'norm/scale', 'pos_embed', 'blocks/0/attn/k_bias'} & plain
+  assert 'norm/scale' in names(global_pool='token') and 'norm/scale' in names(use_fc_norm=False)
+  assert plain - names(init_values=0) == {f'blocks/{i}/gamma_{j}' for i in range(2) for j in (1, 2)}
+  assert plain - names(qkv_bias=False) == {f'blocks/{i}/attn/{j}_bias' for i in range(2) for j in 'qv'}
+  assert 'blocks/0/mlp/fc1_g/kernel' in names(swiglu_mlp=True)
+  assert peers.shape(build(global_pool=''), images()) == (2, 5, 3)
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+  (dict(global_pool='map'), "global_pool is 'map'; choose one of 'avg', 'token', ''."),
+  (dict(rel_pos_resize='bicubic'), "rel_pos_resize is 'bicubic'; choose one of geometric, bilinear_plain."),
+  (dict(attention='cudnn'), "attention='cudnn' has no biases of relative positions here; choose attention='xla'."),
+])  # fmt: skip
+def test_what_cannot_be_built_says_so_in_one_line(arguments, said):
+  with pytest.raises(ValueError) as caught:
+    models.abstract('beit_base_patch16_224', **TINY | arguments)
+  assert str(caught.value) == said

@@ -1,0 +1,135 @@
+"""Hybrids against tensors that timm computed in float64, at odd sizes; batch norms with and without a key."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_resnet import agree, build, golden, inside
+
+from vit_jax import models, sharding, signatures, state
+from vit_jax.models import hybrid, vit
+
+SIZE = dict(embed_dim=24, depth=1, num_heads=3, mlp_ratio=2.0, num_classes=5, img_size=32)
+RESNETV2 = dict(layers=(1,), channels=(16,), stem_chs=8, num_groups=4)
+RESNET = dict(backbone='resnet', layers=(1,), channels=(16,), stem_chs=8)
+CONVSTEM = dict(backbone='convstem', channels=(8, 24), strides=(4, 2), proj=False)
+
+
+def make(**arguments):
+  return build(hybrid.HybridVisionTransformer, **SIZE | arguments)
+
+
+def image(h=32, w=32, b=2):
+  return jax.random.normal(jax.random.key(3), (b, h, w, 3))
+
+
+@pytest.mark.parametrize('name', ['resnet_d_timm', 'convstem_timm', 'stem_timm', 'resnetv2_timm'])
+def test_every_tensor_is_timms_at_odd_sizes(name):
+  arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in golden(f'hybrid/{name}')[0]['arguments'].items()}
+  agree(build(hybrid.HybridVisionTransformer, **arguments), f'hybrid/{name}')
+
+
+def test_a_key_makes_batch_norms_use_and_learn_the_batchs_statistics():
+  graphdef, params, rest = state.split(make(**RESNET))
+  assert set(rest) == {'patch_embed'}
+  x = image()
+
+  @jax.jit
+  def run(rest, key):
+    model = state.merge(graphdef, params, rest)
+    return model.features(x, key=key), state.split(model)[2]
+
+  still, same = run(rest, None)
+  trained, learnt = run(rest, jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, same, rest)
+  assert np.abs(still - trained).max() > 1e-3
+  conv = state.merge(graphdef, params, rest).patch_embed.backbone.conv1
+  first = next(iter(conv))(x)
+  got = learnt['patch_embed']['backbone']['conv1']['1']
+  np.testing.assert_allclose(got['mean'], 0.1 * first.mean((0, 1, 2)), atol=1e-6)
+  np.testing.assert_allclose(got['var'], 0.9 + 0.1 * first.var((0, 1, 2)), atol=1e-5)
+
+
+@pytest.mark.parametrize('arguments', [RESNETV2, RESNET, CONVSTEM], ids=lambda a: a.get('backbone', 'resnetv2'))
+def test_bf16_stays_bf16_and_gradients_reach_all_parameters(arguments):
+  graphdef, params, rest = state.split(make(**arguments))
+  params['head']['kernel'] = jax.random.normal(jax.random.key(7), params['head']['kernel'].shape)
+
+  def loss(params, x):
+    logits = state.merge(graphdef, params, rest)(x)
+    return jnp.square(logits.astype('float32')).sum(), logits
+
+  (_, want), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, image())
+  assert [path for path, g in state.flatten(grads).items() if not np.abs(g).max() > 0] == []
+  got = jax.jit(loss)(state.cast(params, 'bfloat16'), image().astype('bfloat16'))[1]
+  assert got.dtype == jnp.bfloat16 and np.abs(got - want).max() < 0.2 * want.std()
+
+
+def test_scan_and_remat_of_the_blocks_change_nothing():
+  plain, other = make(**RESNETV2, depth=2), make(**RESNETV2, depth=2, scan=True, remat='full')
+  params = state.split(plain)[1]
+  state.update(other, state.stack(params))
+  jax.tree.map(np.testing.assert_array_equal, state.unstack(state.stack(params)), params)
+  got, want = inside(other, image()), inside(plain, image())
+  assert list(got) == list(want)
+  assert list(got) == ['stem', 'stage0', 'embed', 'block0', 'block1', 'norm', 'pre_logits', 'logits']
+  for name in want:
+    np.testing.assert_allclose(got[name], want[name], atol=2e-5)
+
+
+def test_googles_numerics_are_arguments():
+  backbone = make(**RESNETV2, conv_eps_on='std', conv_eps=1e-5, backbone_norm_eps=1e-6).patch_embed.backbone
+  assert backbone.stem.conv.standardise == (1e-5, 'std') and backbone.stem.norm.eps == 1e-6
+
+
+def test_image_sizes():
+  model = make(**RESNETV2)
+  assert model.grid == (8, 8) and model.patch_embed.grid(33, 50) == (9, 13)  # as SAME padding: a started step counts
+  assert make(**CONVSTEM).patch_embed.grid(33, 50) == (4, 6)  # as VALID
+  patched = make(**RESNETV2, patch_size=2)
+  with pytest.raises(ValueError, match=r'A 33x32 image.s 9x8 map does not split into 2x2 patches; resize'):
+    patched(image(33, 32))
+  cropped = make(**RESNETV2, patch_size=2, crop_to_patches=True)
+  assert jax.eval_shape(cropped.features, image(33, 32)).shape == (2, 1 + 4 * 4, 24)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (dict(backbone='resnet18'), 'backbone is'),
+    (RESNET | dict(backbone_act='tanhh'), 'act_layer is'),
+    (RESNET | dict(layers=(1, 1)), 'layers='),
+    (CONVSTEM | dict(strides=(4,)), 'strides='),
+    (CONVSTEM | dict(embed_dim=12), 'proj=False'),
+    (dict(layers=(), stem_type='deep'), 'stem_type is'),
+  ],
+)
+def test_what_has_no_meaning_is_refused_in_one_line(arguments, said):
+  with pytest.raises(ValueError, match=said) as caught:
+    make(**arguments)
+  assert '\n' not in str(caught.value)
+
+
+def test_the_signature_shows_what_is_passed_on():
+  own = signatures.signature(hybrid.HybridVisionTransformer)
+  parents = signatures.signature(vit.VisionTransformer)
+  assert set(parents) - set(own) == {'embed_norm_layer'} and 'arguments' not in own
+  assert own['drop_rate'] == parents['drop_rate'] and own['patch_size'][1] == 1
+
+
+@pytest.mark.parametrize('name', hybrid.VARIANTS)
+def test_every_parameter_has_a_row_of_the_sharding_table(name):
+  params = state.split(models.abstract(name, depth=1))[1]
+  for path, leaf in state.flatten(params).items():
+    row = sharding.axes(path)
+    assert row is not None and (row == () or len(row) == leaf.ndim), path
+
+
+@pytest.mark.parametrize(
+  ('alias', 'count'),
+  [('R+ViT-Ti_16', 6_337_704), ('R26+ViT-S_32', 36_431_912), ('R26+ViT-B_32', 101_383_976),
+   ('R50+ViT-B_16', 98_659_112), ('R50+ViT-L_32', 328_994_856)],
+)  # fmt: skip
+def test_count_of_the_original_names(alias, count):
+  assert models.count(models.abstract(alias, num_classes=1000)) == count

@@ -1,0 +1,316 @@
+"""What a .npz of Google, big_vision or BiT is, by its shapes, and which one of AugReg's 50,000 a name stands for.
+
+What a file fixes is read from it: width, depth, heads, patches, positions, classes. What it does not say has a name:
+numerics 'google' is how it was trained, 'timm' is how timm runs it. AugReg: Steiner et al. 2021, arXiv:2106.10270.
+"""
+
+import csv
+import io
+import math
+import os
+import re
+
+from vit_jax import models, transforms
+from vit_jax.models import vit
+
+POSITIONS = 'Transformer/posembed_input/pos_embedding'
+OUTSIDE = 'pos_embedding'  # big_vision: added before the class token joins, and without a row for it
+# a variant of each class: what a file does not fix is as in this one
+BASES = {
+  'vit': 'vit_base_patch16_224', 'hybrid': 'vit_base_r50_s16_224', 'mixer': 'mixer_b16_224', 'bit': 'resnetv2_50x1_bit',
+}  # fmt: skip
+NUMERICS = ('google', 'timm')
+ACTIVATIONS = {'google': 'gelu_tanh', 'timm': 'gelu'}
+POS_RESIZE = {'google': 'corner', 'timm': 'bilinear_plain'}
+EPS = 1e-6  # of every layer norm in these files
+CHANNELS = (256, 512, 1024, 2048)  # of a ResNet's stages
+
+
+def describe(shapes, *, numerics='google', name=None, img_size=None):
+  """What a file is, by its shapes alone: name (nearest variant), architecture, num_classes, preprocessing.
+
+  shapes: {name: shape} of a normal file.   numerics: 'google' (tanh GELU, positions resized between aligned corners,
+  squash without antialias) or 'timm' (exact GELU, half-pixel positions, bicubic and centre crop).   name: preferred
+  among equally near.   img_size: (h, w), for a file whose patches are no square: their size, or one of their aspect.
+
+  Raises ValueError in one line for what is no such file.
+  """
+  base, fixed = read(shapes, numerics, img_size=img_size)
+  architecture = models.architecture(base, **fixed)
+  size = vit.pair(architecture['img_size'])
+  if numerics == 'google':
+    preprocessing = transforms.preprocessing(size, crop='squash', crop_pct=1.0, interpolation='tf_bilinear')
+  else:
+    preprocessing = transforms.preprocessing(size, crop_pct=0.9)
+  return {
+    'name': _nearest(base, architecture, name), 'architecture': architecture,
+    'num_classes': architecture['num_classes'], 'preprocessing': preprocessing,
+  }  # fmt: skip
+
+
+def _nearest(base, made, preferred):
+  """The variant in which the fewest arguments differ; `preferred` if no more differ in it."""
+  cls, _ = models.variant(base)
+  made = {key: value for key, value in made.items() if key != 'num_classes'}
+  near = models.nearest(cls, made)
+  if preferred is None or models.variant(preferred)[0] is not cls:
+    return near
+  differing = lambda name: sum(models.architecture(name)[key] != value for key, value in made.items())
+  return min(models.canonical(preferred), near, key=differing)
+
+
+def looks(shapes):
+  """What a file is, in a few words, and the nearest variant; what is wrong with it where it is none of these."""
+  try:
+    found = describe(shapes)
+  except ValueError as error:
+    return str(error)
+  made, size = found['architecture'], found['preprocessing']['size']
+  side = size[0] if size[0] == size[1] else 'x'.join(map(str, size))
+  kind = {'vit': 'a ViT', 'hybrid': 'a ResNet + ViT', 'mixer': 'an MLP-Mixer', 'bit': 'a BiT ResNet-v2'}[_kind(shapes)]
+  words = {'embed_dim': 'width {}', 'depth': 'depth {}', 'num_blocks': 'depth {}', 'num_heads': '{} heads',
+           'patch_size': 'patch {}', 'layers': 'units {}'}  # fmt: skip
+  said = [text.format(made[key]) for key, text in words.items() if key in made]
+  said = [*said, f'{side} pixels', f'{found["num_classes"]} classes']
+  return f'{kind} of {", ".join(said)} (nearest: {found["name"]})'
+
+
+def ignored(key):
+  """Whether an array is of what is not built here, by its name: a text tower, a temperature, a similarity's bias."""
+  return re.match(r'(opt/target/)?(params/)?(txt/|t$|b$)', key) is not None
+
+
+def _kind(shapes):
+  if 'embedding/kernel' in shapes:
+    return 'hybrid' if 'conv_root/kernel' in shapes else 'vit'
+  if 'stem/kernel' in shapes:
+    return 'mixer'
+  if 'resnet/root_block/standardized_conv2d/kernel' in shapes:
+    return 'bit'
+  raise ValueError(
+    f'This is no .npz of Google: of {len(shapes)} arrays ({", ".join(sorted(shapes)[:3])}, ...) none is '
+    'embedding/kernel (ViT), stem/kernel (Mixer) or resnet/root_block/standardized_conv2d/kernel (BiT).'
+  )
+
+
+def read(shapes, numerics, *, img_size=None, grid=None):
+  """(variant of the file's class, arguments that make it the file's) of a normal file."""
+  if numerics not in NUMERICS:
+    raise ValueError(
+      f"numerics is {numerics!r}; choose 'google' (as the file was trained) or 'timm' (as timm reads it)."
+    )
+  shapes = {key: tuple(map(int, shape)) for key, shape in shapes.items() if not ignored(key)}
+  return _READERS[_kind(shapes)](shapes, numerics, img_size, grid)
+
+
+def _shape(shapes, key, rank):
+  """The shape of an array that a file must have, with so many axes."""
+  if key not in shapes or len(shapes[key]) != rank or min(shapes[key]) < 1:
+    raise ValueError(f'{key} is {shapes.get(key, "missing")}; wanted an array with {rank} axes. The file is damaged.')
+  return shapes[key]
+
+
+def _numbered(shapes, pattern, first=0):
+  """How many different numbers the group of `pattern` has among the names, which must be all from `first` on."""
+  found = sorted({int(match.group(1)) for match in map(re.compile(pattern).match, shapes) if match})
+  if found != list(range(first, first + len(found))):
+    lost = sorted(set(range(first, first + len(found))) - set(found))
+    raise ValueError(f'Of the arrays {pattern} number {lost[0]} is missing; the file is damaged.')
+  return len(found)
+
+
+def _ratio(hidden, width):
+  """The ratio whose product with the width, rounded down as models do it, is `hidden`."""
+  ratio = hidden / width
+  return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _side(size):
+  return size[0] if size[0] == size[1] else tuple(size)
+
+
+def _transformer(shapes, numerics, img_size, grid):
+  """(variant, arguments) of a ViT or hybrid: all that the file fixes, and the numerics."""
+  ph, pw, chans, width = _shape(shapes, 'embedding/kernel', 4)
+  _, heads, _ = _shape(shapes, 'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel', 3)
+  _, hidden = _shape(shapes, 'Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel', 2)
+  root, stride = _root(shapes, numerics) if _kind(shapes) == 'hybrid' else ({}, 1)
+  tokens, pixels = 'cls' in shapes, (ph * stride, pw * stride)
+  told = grid or _told(img_size, pixels)
+  where = OUTSIDE if OUTSIDE in shapes else POSITIONS
+  if where in shapes:
+    prefixes = (0, 1) if where == OUTSIDE else (1, 0)
+    (rows, cols), prefix = _grid(_shape(shapes, where, 3)[1], prefixes if tokens else (0,), told)
+    fixed = dict(pos_embed='learn', no_embed_class=tokens and not prefix)
+  else:
+    rows, cols = told or (max(224 // side, 1) for side in pixels)
+    fixed = dict(pos_embed='sincos2d', no_embed_class=True)
+  pool = 'map' if 'MAPHead_0/probe' in shapes else 'token' if tokens else 'avg'
+  return BASES[_kind(shapes)], dict(
+    img_size=_side((rows * pixels[0], cols * pixels[1])), patch_size=_side((ph, pw)), embed_dim=width,
+    depth=_numbered(shapes, r'Transformer/encoderblock_(\d+)/'), num_heads=heads, mlp_ratio=_ratio(hidden, width),
+    class_token=tokens, global_pool=pool, fc_norm=False if pool == 'avg' else None, num_classes=_classes(shapes),
+    representation_size=_shape(shapes, 'pre_logits/kernel', 2)[1] if 'pre_logits/kernel' in shapes else None,
+    act_layer=ACTIVATIONS[numerics], pos_resize=POS_RESIZE[numerics], norm_eps=EPS,
+    **({'in_chans': chans} | root), **fixed,
+  )  # fmt: skip
+
+
+def _root(shapes, numerics):
+  """The arguments of a hybrid's ResNet, and its stride."""
+  _, _, chans, stem = _shape(shapes, 'conv_root/kernel', 4)
+  units = _units(shapes, 'block', 'unit')
+  channels = tuple(_shape(shapes, f'block{b + 1}/unit1/conv3/kernel', 4)[3] for b in range(len(units)))
+  channels += CHANNELS[len(units) :] if channels == CHANNELS[: len(units)] else ()
+  how = {'google': dict(conv_eps=1e-5, conv_eps_on='std', backbone_norm_eps=1e-6),
+         'timm': dict(conv_eps=1e-8, conv_eps_on='var', backbone_norm_eps=1e-5)}[numerics]  # fmt: skip
+  return dict(in_chans=chans, stem_chs=stem, layers=units, channels=channels, **how), 4 * 2 ** max(len(units) - 1, 0)
+
+
+def _mixer(shapes, numerics, img_size, grid):
+  ph, pw, chans, width = _shape(shapes, 'stem/kernel', 4)
+  count, tokens = _shape(shapes, 'MixerBlock_0/token_mixing/Dense_0/kernel', 2)
+  _, hidden = _shape(shapes, 'MixerBlock_0/channel_mixing/Dense_0/kernel', 2)
+  (rows, cols), _ = _grid(count, (0,), grid or _told(img_size, (ph, pw)))
+  return BASES['mixer'], dict(
+    img_size=_side((rows * ph, cols * pw)), patch_size=_side((ph, pw)), in_chans=chans, embed_dim=width,
+    num_blocks=_numbered(shapes, r'MixerBlock_(\d+)/'), mlp_ratio=(_ratio(tokens, width), _ratio(hidden, width)),
+    num_classes=_classes(shapes), act_layer=ACTIVATIONS[numerics], norm_eps=EPS,
+  )  # fmt: skip
+
+
+def _bit(shapes, numerics, img_size, grid):
+  _, _, chans, stem = _shape(shapes, 'resnet/root_block/standardized_conv2d/kernel', 4)
+  units = _units(shapes, 'resnet/block', 'unit')
+  kernels = [f'resnet/block{b + 1}/unit01/{{}}/standardized_conv2d/kernel' for b in range(len(units))]
+  channels = tuple(_shape(shapes, kernel.format('c'), 4)[3] for kernel in kernels)
+  *_, inner, _ = _shape(shapes, kernels[0].format('c'), 4) if kernels else (1, 1)
+  factor = stem // 64
+  if stem % 64 or channels != tuple(factor * c for c in CHANNELS[: len(units)]):
+    width = dict(width_factor=1, stem_chs=stem, channels=channels)
+  else:
+    width = dict(width_factor=factor)
+  return BASES['bit'], dict(
+    layers=units, in_chans=chans, bottle_ratio=inner / channels[0] if channels else 0.25,
+    num_classes=_classes(shapes, 'resnet/head/conv2d/kernel'), conv_eps={'google': 1e-10, 'timm': 1e-8}[numerics],
+    **width, **({} if img_size is None else {'img_size': img_size}),
+  )  # fmt: skip
+
+
+_READERS = {'vit': _transformer, 'hybrid': _transformer, 'mixer': _mixer, 'bit': _bit}
+
+
+def _units(shapes, stage, unit):
+  """How many units each stage has."""
+  stages = _numbered(shapes, rf'{stage}(\d+)/', first=1)
+  return tuple(_numbered(shapes, rf'{stage}{i + 1}/{unit}(\d+)/', first=1) for i in range(stages))
+
+
+def _classes(shapes, key='head/kernel'):
+  return shapes[key][-1] if shapes.get(key) else 0
+
+
+def _told(img_size, pixels):
+  """The (rows, columns) of an image that the caller speaks of, None where it does not split into patches."""
+  size = (0, 0) if img_size is None else vit.pair(img_size)
+  grid = tuple(side // pixel for side, pixel in zip(size, pixels))
+  return grid if all(grid) and all(n * pixel == side for n, pixel, side in zip(grid, pixels, size)) else None
+
+
+def _grid(count, prefixes, told):
+  """((rows, columns), prefix tokens) of so many positions: what the caller says, a square, or of the told aspect."""
+  options = [(count - prefix, prefix) for prefix in prefixes if count > prefix]
+  for patches, prefix in options if told else ():
+    if told[0] * told[1] == patches:
+      return told, prefix
+  for patches, prefix in options:
+    if math.isqrt(patches) ** 2 == patches:
+      return (math.isqrt(patches), math.isqrt(patches)), prefix
+  for patches, prefix in options if told else ():
+    rows = round(math.sqrt(patches * told[0] / told[1]))
+    if rows and rows * told[1] * rows == patches * told[0]:
+      return (rows, patches // rows), prefix
+  raise ValueError(
+    f'{count} positions are no square of patches; say img_size=(height, width) of the images that they are for.'
+  )
+
+
+_AUG_REG = re.compile(
+  r'(?P<model>[\w+]+)-(?P<ds>\w+)-(?P<epochs>\d+)ep-lr_(?P<lr>[\d.e-]+)-aug_(?P<aug>\w+)-wd_(?P<wd>[\d.e-]+)'
+  r'-do_(?P<do>[\d.]+)-sd_(?P<sd>[\d.]+)'
+  r'(?:--(?P<adapt_ds>\w+)-steps_(?P<adapt_steps>\d+)k-lr_(?P<adapt_lr>[\d.e-]+)-res_(?P<adapt_resolution>\d+))?'
+)
+
+
+def describe_filename(name):
+  """What the name of an AugReg file says, in the words of index.csv: model, ds, epochs, lr, aug, wd, do, sd, adapt_*.
+
+  model is the name of the original release ('ViT-B_16', 'R26+ViT-S_32'); adapt_* are None before fine-tuning, and
+  adapt_steps are whole thousands. Raises ValueError for another name.
+  """
+  match = _AUG_REG.fullmatch(os.path.basename(os.fspath(name)).removesuffix('.npz'))
+  if match is None:
+    raise ValueError(
+      f'{name} is no name of an AugReg file; wanted MODEL-DATA-EPOCHSep-lr_LR-aug_AUG-wd_WD-do_DO-sd_SD, and for a '
+      'fine-tuned one --DATA-steps_STEPSk-lr_LR-res_PIXELS.'
+    )
+  said = match.groupdict()
+  whole, texts = ('epochs', 'adapt_steps', 'adapt_resolution'), ('model', 'ds', 'aug', 'adapt_ds')
+  found = {
+    key: value if value is None or key in texts else int(value) if key in whole else float(value)
+    for key, value in said.items()
+  }
+  root, _, vit_part = found['model'].replace('+', '_').partition('_')
+  hybrid = root.startswith('R')
+  found['model'] = f'{root}+ViT-{vit_part}' if hybrid else f'ViT-{root}_{vit_part}'
+  found['adapt_steps'] = found['adapt_steps'] and 1000 * found['adapt_steps']
+  return found
+
+
+def aug_reg(index, name, **wanted):
+  """The file (without .npz) that a name stands for among AugReg's, as the original release chooses it.
+
+  index: path or text of index.csv.   name: a model ('ViT-B_16', 'B/16', 'R26+S_32'), or a file's name, which is given
+  back.   wanted: values of columns; ds is 'i21k' if it is not named. The one with the largest final_val, or, where a
+  column of fine-tuning is named (adapt_ds='imagenet2012', adapt_resolution=384), with the largest adapt_final_val.
+
+  Raises ValueError in one line where there is no such model, column or row.
+  """
+  text = str(index)
+  if '\n' not in text:
+    with open(text, encoding='utf-8', newline='') as file:
+      text = file.read()
+  rows = list(csv.DictReader(io.StringIO(text)))
+  if not rows or not {'name', 'ds', 'filename', 'adapt_filename', 'final_val', 'adapt_final_val'} <= set(rows[0]):
+    raise ValueError(
+      'This is no index.csv of AugReg: wanted its columns name, ds, filename, final_val, adapt_filename.'
+    )
+  name = os.fspath(name).removesuffix('.npz')
+  if any(name in (row['filename'], row['adapt_filename']) for row in rows):
+    return name
+  bare = lambda model: re.sub(r'[/+]', '_', model.replace('ViT-', ''))
+  own = [row for row in rows if bare(row['name']) == bare(name)]
+  if not own:
+    raise ValueError(f'AugReg has no {name}; it has {", ".join(sorted({row["name"] for row in rows}))}.')
+  for key, value in ({'ds': 'i21k'} | wanted).items():
+    if key not in rows[0]:
+      raise ValueError(f'index.csv has no column {key!r}; it has {", ".join(rows[0])}.')
+    known = sorted({row[key] for row in own})
+    own = [row for row in own if _same(row[key], value)]
+    if not own:
+      raise ValueError(f'There is no {name} with {key}={value} among these; {key} is one of {", ".join(known)}.')
+  tuned = 'adapt_' if any(key.startswith('adapt_') for key in wanted) else ''
+  return max(own, key=lambda row: _score(row[f'{tuned}final_val']))[f'{tuned}filename']
+
+
+def _same(text, value):
+  try:
+    return float(text) == float(value)
+  except ValueError:
+    return text == str(value)
+
+
+def _score(text):
+  """A cell as a number to be the largest of; an empty one is none."""
+  score = float(text or '-inf')
+  return -math.inf if math.isnan(score) else score

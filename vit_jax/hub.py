@@ -1,0 +1,225 @@
+"""Files of weights on this machine, found or fetched by name: find(name) is a path.
+
+Looked for in this order: the local folder ($VIT_JAX_WEIGHTS, or the one given), the cache ($VIT_JAX_CACHE, else
+~/.cache/vit_jax), Hugging Face's own cache, then over the network the hub ($HF_ENDPOINT, with $HF_TOKEN if it is set),
+a mirror ($VIT_JAX_MIRROR, laid out like the cache) and the address of the release. VIT_JAX_OFFLINE=1, or
+HF_HUB_OFFLINE=1, ends the search before the network. What a cache holds is not asked for again.
+
+A file lies in the cache as hub/OWNER/NAME/REVISION/FILE or HOST/PATH, and only whole: see download.py.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import urllib.parse
+
+from vit_jax import download, formats
+from vit_jax.manifest import best_augreg, is_row, label_ids, labels, row, rows
+
+__all__ = ['find', 'is_row', 'label_ids', 'labels', 'places', 'repository', 'row', 'rows', 'sources']
+
+PREFIX = 'hf_hub:'
+WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+
+
+def find(name, *, folder=None, unsafe=False):
+  """The path of weights by name, downloaded if need be: a file, or the folder of a repository ('OWNER/NAME').
+
+  name: as `row` takes it, or a repository's id, also as 'hf_hub:OWNER/NAME' and with '@REVISION'.
+  folder: a local folder, in place of $VIT_JAX_WEIGHTS.   unsafe: whether a PyTorch file (.pth) may be the answer.
+
+  Raises ValueError for an unknown name, and where nothing is to be had: one line with what each source said and which
+  file to put where; OSError where the disk is full.
+  """
+  if name.startswith(PREFIX) or '/' in name:
+    repo, _, revision = name.removeprefix(PREFIX).partition('@')
+    return repository(repo, revision or 'main', folder=folder)
+  found = _chosen(name, folder)
+  reasons = []
+  for kind, place in sources(found, folder=folder, unsafe=unsafe):
+    try:
+      if kind in ('folder', 'cache', 'hub cache'):
+        if place.is_file():
+          return place
+      elif kind == 'hub':
+        return _weights(found['repo'], 'main')
+      elif found['url'] and place.endswith(_under_cache(found['url'])):
+        return download.fetch(_quoted(place), cache() / _under_cache(found['url']), sha256=found['sha256'])
+      else:
+        return download.fetch(_quoted(place), _repo_cache(found['repo'], 'main') / WEIGHTS)
+    except download.Unavailable as error:
+      reasons.append(str(error))
+  raise ValueError(_nothing(found, reasons, folder, unsafe))
+
+
+def sources(found, *, folder=None, unsafe=False):
+  """[(kind, path or address)] where the weights of a row may be, in the order in which they are tried.
+
+  kind: 'folder', 'cache', 'hub cache', 'hub', 'mirror' or 'bucket'.
+  """
+  repo, url = found['repo'], found['url']
+  if url and url.endswith(formats.PICKLES) and not unsafe:
+    url = None
+  folder = folder or os.environ.get('VIT_JAX_WEIGHTS')
+  out = []
+  if folder:
+    out += [('folder', pathlib.Path(folder).expanduser() / name) for name in _local_names(found, repo, url)]
+  if repo:
+    at = _repo_cache(repo, 'main')
+    out += [('cache', at / WEIGHTS), ('cache', at / INDEX)]
+  if url:
+    out.append(('cache', cache() / _under_cache(url)))
+  if repo:
+    out += [('hub cache', at / file) for at in [hub_snapshot(repo, 'main')] if at for file in (WEIGHTS, INDEX)]
+  if offline():
+    return out
+  mirror = os.environ.get('VIT_JAX_MIRROR', '').rstrip('/')
+  if repo:
+    out.append(('hub', _address(repo, 'main', WEIGHTS)))
+    out += [('mirror', f'{mirror}/hub/{repo}/main/{WEIGHTS}')] if mirror else []
+  if url:
+    out += [('mirror', f'{mirror}/{_under_cache(url)}')] if mirror else []
+    out.append(('bucket', url))
+  return out
+
+
+def places(found):
+  """Where the weights of a row are published, in words: 'hub', 'bucket' (Google's, closed) or 'pth' (unsafe=True)."""
+  url = found['url'] or ''
+  kind = 'pth' if url.endswith(formats.PICKLES) else 'bucket' if url else None
+  return [word for word in ('hub' if found['repo'] else None, kind) if word]
+
+
+def repository(repo, revision='main', *, folder=None):
+  """The folder with config.json and the weights of a repository of the hub, downloaded if need be.
+
+  repo: 'OWNER/NAME'.   revision: a branch, tag or commit.   folder: in place of $VIT_JAX_WEIGHTS; a folder OWNER/NAME
+  or NAME in it, with a config.json, comes before all else.   Errors as find.
+  """
+  repo = repo.removeprefix(PREFIX)
+  if repo.count('/') != 1 or not all(part.strip('.') for part in repo.split('/')):
+    raise ValueError(f'{repo!r} names no repository; wanted OWNER/NAME, such as facebook/dinov2-small.')
+  folder = folder or os.environ.get('VIT_JAX_WEIGHTS')
+  local = [pathlib.Path(folder).expanduser() / name for name in (repo, repo.partition('/')[2])] if folder else []
+  for at in [*local, _repo_cache(repo, revision), hub_snapshot(repo, revision)]:
+    if at and (at / 'config.json').is_file() and any((at / name).is_file() for name in (WEIGHTS, INDEX)):
+      return at
+  put = f'put its config.json and {WEIGHTS} into {_repo_cache(repo, revision)}'
+  if offline():
+    raise ValueError(f'{repo} is not on this machine, and the network is switched off (VIT_JAX_OFFLINE): {put}.')
+  at = _repo_cache(repo, revision)
+  try:
+    download.fetch(_address(repo, revision, 'config.json'), at / 'config.json', token=_token())
+    other = 'preprocessor_config.json'
+    with contextlib.suppress(download.Missing):  # not every repository has one
+      download.fetch(_address(repo, revision, other), at / other, token=_token())
+    _weights(repo, revision)  # last: with them, the folder is whole
+  except download.Unavailable as error:
+    raise ValueError(f'{error}; or {put}.') from None
+  return at
+
+
+def cache():
+  """The folder of downloads: $VIT_JAX_CACHE, else ~/.cache/vit_jax."""
+  return pathlib.Path(os.environ.get('VIT_JAX_CACHE') or '~/.cache/vit_jax').expanduser()
+
+
+def offline():
+  """Whether the environment forbids the network."""
+  return any(os.environ.get(word, '').upper() in ('1', 'ON', 'YES', 'TRUE') for word in
+             ('VIT_JAX_OFFLINE', 'HF_HUB_OFFLINE'))  # fmt: skip
+
+
+def hub_snapshot(repo, revision):
+  """The folder in which Hugging Face's own tools keep a revision of a repository here, or None."""
+  home = os.environ.get('HF_HOME') or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'huggingface')
+  root = pathlib.Path(os.environ.get('HF_HUB_CACHE') or os.path.join(home, 'hub')).expanduser()
+  root = root / f'models--{repo.replace("/", "--")}'
+  ref = root / 'refs' / revision
+  at = root / 'snapshots' / (ref.read_text().strip() if ref.is_file() else revision)
+  return at if at.is_dir() else None
+
+
+def _weights(repo, revision):
+  """Fetches a repository's weights, in one file or in shards; -> the path of the file or of the shards' index."""
+  at = _repo_cache(repo, revision)
+  try:
+    return download.fetch(_address(repo, revision, WEIGHTS), at / WEIGHTS, token=_token())
+  except download.Missing as missing:
+    try:
+      # gets its name when its shards are there: an index beside half of them would look whole
+      waiting = download.fetch(_address(repo, revision, INDEX), at / 'shards.json', token=_token())
+    except download.Missing:
+      raise missing from None
+  for shard in sorted(set(json.loads(waiting.read_text())['weight_map'].values())):
+    if os.path.basename(shard) != shard:
+      raise download.Unavailable(f'{repo} has an index that names {shard!r}, which is no file beside it')
+    download.fetch(_address(repo, revision, shard), at / shard, token=_token())
+  return waiting.rename(at / INDEX)
+
+
+def _chosen(name, folder):
+  """The row of a name; an AugReg model ('B_16') is looked up in index.csv where a folder has it."""
+  found = row(name)
+  folder = folder or os.environ.get('VIT_JAX_WEIGHTS')
+  if folder and found['name'].endswith('.augreg') and not found['name'].startswith(name):
+    for index in ('index.csv', 'augreg/index.csv'):
+      at = pathlib.Path(folder).expanduser() / index
+      if at.is_file():
+        return row(best_augreg(at, name))
+  return found
+
+
+def _local_names(found, repo, url):
+  """Under which names a local folder may hold the weights of a row, the likeliest first."""
+  names = [f'{found["name"]}.safetensors', f'{found["name"]}/{WEIGHTS}', f'{found["name"]}/{INDEX}']
+  if repo:
+    names += [f'{repo}/{WEIGHTS}', f'{repo}/{INDEX}', f'{repo.partition("/")[2]}/{WEIGHTS}']
+  if url:
+    parts = _under_cache(url).split('/')
+    shared = len({r['url'] for r in rows().values() if r['url'] and r['url'].endswith(f'/{parts[-1]}')} | {url}) > 1
+    start = len(parts) - (2 if shared else 1)  # ViT-B_16.npz is the name of three files
+    names += ['/'.join(parts[i:]) for i in range(start, -1, -1)]  # x.npz, augreg/x.npz, ...
+  return list(dict.fromkeys(names))
+
+
+def _nothing(found, reasons, folder, unsafe):
+  """The error of find: what each source said, and what to do without them."""
+  name, repo, url = found['name'], found['repo'], found['url']
+  if not repo and not url:
+    return f'No weights were published for {name}; give pretrained=PATH of your own.'
+  if offline():
+    reasons = ['the network is switched off (VIT_JAX_OFFLINE)']
+  if url and url.endswith(formats.PICKLES) and not unsafe:
+    reasons = [*reasons, f'{url} is a PyTorch file, read with unsafe=True (--unsafe) only']
+  file, place = (WEIGHTS, _repo_cache(repo, 'main')) if repo else (
+    url.rpartition('/')[2], (cache() / _under_cache(url)).parent)  # fmt: skip
+  what = f'{repo}/{file}' if repo else file
+  return f'No weights of {name}: {"; ".join(reasons)}. Without network, put {what} into {place}.'
+
+
+def _under_cache(url):
+  """HOST/PATH of an address."""
+  parts = urllib.parse.urlsplit(url)
+  return f'{parts.netloc}{parts.path}'
+
+
+def _repo_cache(repo, revision):
+  return cache() / 'hub' / repo / revision.replace('/', '--')
+
+
+def _endpoint():
+  return (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')
+
+
+def _address(repo, revision, file):
+  return f'{_endpoint()}/{repo}/resolve/{urllib.parse.quote(revision, safe="")}/{file}'
+
+
+def _quoted(url):
+  return urllib.parse.quote(url, safe=':/')  # R50+ViT-B_16: a plain + is a space to Google's servers
+
+
+def _token():
+  return os.environ.get('HF_TOKEN') or None

@@ -1,0 +1,211 @@
+"""Weights of any origin behind one face: what they are, and {path of ours: array}, read one array at a time.
+
+A run's folder, a folder of timm or Hugging Face, a Google or big_vision .npz, a bare .safetensors, and, where pickle is
+allowed, .pth: each says what it holds by a file beside it, by its shapes, or not at all; then it takes a name.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from vit_jax import checkpoint, convert, convert_hf, convert_npz, convert_timm, formats, models, state, tuning
+
+FILES = ('.npz', '.safetensors', '.safetensors.index.json', '.pth', '.pt', '.bin')
+# What PyTorch keeps beside its weights and no output depends on, or what was of use in pre-training only.
+BUFFERS = ('num_batches_tracked', 'relative_position_index', 'mask_token', 'periods', 'attn_mask')
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """What open_weights found.
+
+  path: of the file or folder.   form: 'run', 'timm', 'hf' or 'npz'.   described: name, architecture (every argument, so
+  that the model of the file can be built), preprocessing (a row of transforms.py) and classes, or None for these two,
+  and weights, which ones these are.   arrays: the file's, lazily.   entries: model -> convert.Entry for each array.
+  """
+
+  path: pathlib.Path
+  form: str
+  described: dict
+  arrays: Mapping
+  entries: Callable
+  ignored: Callable = lambda key: False
+
+  @functools.cached_property
+  def model(self):
+    """The model of the file, shapes in place of arrays."""
+    return models.abstract(self.described['name'], **self.described['architecture'])
+
+  def shapes(self):
+    """{key of the file: shape}, without what is ignored by name."""
+    return {key: shape for key, shape in self.arrays.shapes.items() if not self.ignored(key)}
+
+  def converted(self):
+    """{path of ours: array} of the whole file, strictly: ValueError that lists all that is not as described."""
+    entries = self.entries(self.model)
+    lines = convert.differences(entries, self.shapes())
+    if lines:
+      raise ValueError(
+        f'{self.path} does not fit {self.described["name"]} ({len(lines)} differences); it looks like '
+        f'{looks(self.arrays.shapes)}. {"; ".join(lines)}'
+      )
+    return convert.Converted(entries, self.arrays)
+
+
+def open_weights(path, *, arch=None, overrides=None, numerics=None, unsafe=False):
+  """The Weights at a path: nothing but names, shapes and descriptions is read.
+
+  arch: name of the architecture, for a file that does not say.   overrides: arguments that change it.   numerics: how
+  an .npz is to be understood, 'google' (as it was trained) or 'timm'.   unsafe: whether .pth may be read, by torch.
+
+  Raises ValueError or FileNotFoundError in one line: no such path, damaged, or not known what it is.
+  """
+  path = pathlib.Path(path).expanduser().absolute()
+  if numerics not in (None, 'google', 'timm'):
+    raise ValueError(f"numerics is {numerics!r}; choose 'google' (as the file was trained) or 'timm' (as timm reads it).")
+  if path.is_dir() and not (path / 'config.json').exists() and _single(path) is None:
+    return _run(path)
+  if not path.exists():
+    raise FileNotFoundError(f'There is no {path}: give the workdir of a run, a folder or a file of weights.')
+  file = _single(path) if path.is_dir() else path
+  if file is None:
+    raise ValueError(f'{path} has a config.json and no weights beside it; put model.safetensors there.')
+  arrays = formats.open_arrays(file, unsafe=unsafe)
+  config = _json(file.parent / 'config.json')
+  if numerics is not None and file.suffix != '.npz':
+    raise ValueError(f'numerics={numerics!r} says how an .npz is to be understood; {file.name} says it itself.')
+  if file.suffix == '.npz':
+    return _npz(file, arrays, arch, overrides, numerics or 'google')
+  if 'model_type' in config and not _timm_keys(arrays.shapes):
+    return _hf(file, arrays, config)
+  return _timm(file, arrays, config, arch, overrides)
+
+
+def _single(folder):
+  """The one file of weights in a folder, in its usual spelling or as the only one there; None if there is none."""
+  for name in ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin'):
+    if (folder / name).exists():
+      return folder / name
+  found = sorted(one for one in folder.iterdir() if one.name.endswith(FILES))
+  if len(found) > 1:
+    raise ValueError(f'{folder} holds {len(found)} files of weights ({", ".join(f.name for f in found)}); name one.')
+  return found[0] if found else None
+
+
+def _json(path):
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    return {}
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f'{path} is damaged ({error}); fetch it again.') from None
+
+
+def describe_run(folder):
+  """The content of model.json for a step's folder: what the weights are, without the config that made them."""
+  path = folder.parent.parent / 'model.json'
+  described = _json(path)
+  if not described:
+    raise ValueError(f'{path} is missing: it says what the weights beside it are; copy it from the original run.')
+  return described
+
+
+class _Tree(Mapping):
+  """A nested dict of arrays as {path: array} with shapes."""
+
+  def __init__(self, tree):
+    self._leaves = state.flatten(tree)
+    self.shapes = {path: tuple(leaf.shape) for path, leaf in self._leaves.items()}
+
+  def __getitem__(self, path):
+    return self._leaves[path]
+
+  def __iter__(self):
+    return iter(self._leaves)
+
+  def __len__(self):
+    return len(self._leaves)
+
+
+def _run(path):
+  folder, which = checkpoint.find(path)
+  described = describe_run(folder) | {'weights': which}
+  tree = run_arrays(folder)
+  arrays = _Tree(state.combine(tree['params'], tree['rest'] or {}))
+
+  def entries(model):
+    found = convert.layouts(model)
+    return [convert.Entry(p, shape, (p,), shape, tuple(range(len(shape)))) for p, (shape, _, _) in found.items()]
+
+  return Weights(path, 'run', described, arrays, entries)
+
+
+def run_arrays(folder):
+  """{'params', 'rest'} of a step's folder as nested dicts of numpy arrays; params are the averaged ones if any."""
+  name = 'ema' if (folder / 'ema').is_dir() else 'params'
+  tuned = (folder / 'frozen').is_dir()  # some parameters were not trained, or have adapters: see tuning.py
+  arrays = checkpoint.read(folder, (name, 'rest', 'frozen') if tuned else (name, 'rest'))
+  params = tuning.merged(arrays[name], arrays.get('frozen', {}))
+  return {'params': jax.tree.map(np.asarray, params), 'rest': arrays['rest']}
+
+
+def _hf(file, arrays, config):
+  preprocessor = _json(file.parent / 'preprocessor_config.json') or None
+  kind = config['model_type']
+  if kind not in convert_hf.MODEL_TYPES:
+    raise ValueError(f'{file.parent} is a {kind!r} model; of Hugging Face there are {", ".join(convert_hf.MODEL_TYPES)}.')
+  described = convert_hf.describe(config, preprocessor, arrays.shapes)
+  return Weights(
+    file, 'hf', _described(described, file), arrays,
+    lambda model: convert_hf.entries(model, config, arrays.shapes),
+    lambda key: convert_hf.ignored(key, kind, arrays.shapes),
+  )  # fmt: skip
+
+
+def _npz(file, arrays, arch, overrides, numerics):
+  arrays = convert_npz.normal(arrays)
+  size = (overrides or {}).get('img_size')
+  described = convert_npz.describe(arrays.shapes, numerics=numerics, name=arch, img_size=size)
+  return Weights(
+    file, 'npz', _described(described, file), arrays,
+    lambda model: convert_npz.entries(model, arrays.shapes), convert_npz.ignored,
+  )  # fmt: skip
+
+
+def _described(found, file):
+  """One form for what a format's describe gives."""
+  architecture = found['architecture'] | {'num_classes': found['num_classes']}
+  optional = {key: found.get(key) for key in ('preprocessing', 'classes')}
+  return {'name': found['name'], 'architecture': architecture, **optional, 'weights': file.name}
+
+
+def _timm_keys(shapes):
+  return any(key.startswith(('blocks.', 'patch_embed.', 'stages.', 'stem.')) for key in shapes)
+
+
+def _timm(file, arrays, config, arch, overrides):
+  ignored = lambda key: key.rpartition('.')[2] in BUFFERS
+  shapes = {key: shape for key, shape in arrays.shapes.items() if not ignored(key)}
+  says = config or {key: _value(value) for key, value in arrays.metadata.items()}
+  described = convert_timm.describe(shapes, says, name=arch, overrides=overrides, file=file)
+  return Weights(file, 'timm', described | {'weights': file.name}, arrays, convert.timm, ignored)
+
+
+def _value(text):
+  """What a safetensors metadata string holds: JSON where it is, else the text."""
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError:
+    return text
+
+
+def looks(shapes):
+  """What a file seems to be, in a few words, by its names and shapes alone."""
+  if any(key.startswith(('Transformer/', 'embedding/', 'MixerBlock_0', 'resnet/')) for key in shapes):
+    return convert_npz.looks(shapes)
+  return convert_timm.looks(shapes)

@@ -169,8 +169,8 @@ def words(arguments):
     elif key == 'norm_layer' and last.startswith('GroupNorm'):
       out |= {{'eps': 'norm_eps'}.get(word, word): number for word, number in inner.items() if word != 'apply_act'}
     elif key == 'norm_layer':
-      kind = 'rmsnorm' if 'rms' in last.lower() else 'layernorm'
-      out |= {'norm_eps': inner.get('eps', NORM_EPS.get(name, 1e-6))} | ({'norm_layer': kind} if kind == 'rmsnorm' else {})
+      out |= {'norm_eps': inner.get('eps', NORM_EPS.get(name, 1e-6))}
+      out |= {'norm_layer': 'rmsnorm'} if 'rms' in last.lower() else {}
     elif isinstance(name, str) and '.' in name:
       out[key] = last
     else:

@@ -76,30 +76,58 @@ def ours(key, inside):
 def check(name, *, scan=False):
   """Asserts that every output that a golden stores is within its tolerance."""
   meta, _, inputs, outputs = load(name)
-  graphdef, params, rest = state.split(build(name, scan=scan))
-  run = jax.jit(lambda p, image, **inputs: state.merge(graphdef, p, rest).intermediates(image, **inputs))
   with jax.default_matmul_precision('highest'):
-    inside = run(params, **inputs)
+    inside = compiled(build(name, scan=scan), 'intermediates')(**inputs)
   for key, want in outputs.items():
-    got = np.asarray(inside[ours(key, inside)], np.float64)
-    assert got.shape == want.shape
-    spread = max(want.std() if want.size > 1 else abs(float(want)), 1e-3)
-    assert np.abs(got - want).max() <= meta['suggested_tolerance']['relative_to_std'] * spread, key
+    assert error(inside[ours(key, inside)], want) <= meta['suggested_tolerance']['relative_to_std'], key
 
 
-def jitted(model):
-  """model(images, key=...) as one compiled call."""
+def check_bfloat16(name, output, tolerance):
+  """Asserts that with parameters and images in bfloat16 an output is in bfloat16, and as near as that allows."""
+  _, _, inputs, outputs = load(name)
+  graphdef, params, rest = state.split(build(name))
+  half = state.merge(graphdef, state.cast(params, jnp.bfloat16), rest)
+  inside = compiled(half, 'intermediates')(**inputs | {'image': jnp.asarray(inputs['image'], jnp.bfloat16)})
+  got = inside[ours(output, inside)]
+  assert got.dtype == jnp.bfloat16 and error(got, outputs[output]) <= tolerance
+
+
+def error(got, want):
+  """The largest difference over the standard deviation of what is wanted (of one number: its size)."""
+  got = np.asarray(got, np.float64)
+  assert got.shape == want.shape
+  return np.abs(got - want).max() / max(want.std() if want.size > 1 else abs(float(want)), 1e-3)
+
+
+def compiled(model, method='__call__'):
+  """A method of a model as one compiled function; `image` may be given by that name."""
   graphdef, params, rest = state.split(model)
-  run = jax.jit(lambda p, images, key: state.merge(graphdef, p, rest)(images, key=key))
-  return lambda images, key=None: run(params, images, key)
+
+  def run(params, image, *args, **kwargs):
+    return getattr(state.merge(graphdef, params, rest), method)(image, *args, **kwargs)
+
+  jitted = jax.jit(run)
+  return lambda image, *args, **kwargs: jitted(params, image, *args, **kwargs)
 
 
-def shape(model, images):
-  """The shape of model(images), without computing it."""
-  return jax.eval_shape(model, images).shape
+def shape(method, *args):
+  """The shape of what a model or its method gives, without computing it."""
+  return jax.eval_shape(method, *args).shape
 
 
-def gradients(model, images, loss=jnp.sum):
-  """Gradients of loss(model(images)) by parameter path, a layer an array."""
+def gradients(model, method, *args):
+  """Gradients of the sum of what a method gives, by parameter path, a layer an array."""
   graphdef, params, rest = state.split(model)
-  return state.flatten(state.unstack(jax.jit(jax.grad(lambda p: loss(state.merge(graphdef, p, rest)(images))))(params)))
+  loss = lambda p: getattr(state.merge(graphdef, p, rest), method)(*args).sum()
+  return state.flatten(state.unstack(jax.jit(jax.grad(loss))(params)))
+
+
+def check_scan(name, model, method, *args, **words):
+  """Asserts that with scan and remat a model (variant and words given) has the gradients of `model`; gives these."""
+  graphdef, _, rest = state.split(models.abstract(name, **words, scan=True, remat='full'))
+  want = gradients(model, method, *args)
+  got = gradients(state.merge(graphdef, state.stack(state.split(model)[1]), rest), method, *args)
+  assert got.keys() == want.keys()
+  for path, value in want.items():
+    np.testing.assert_allclose(got[path], value, atol=1e-5 * max(1, np.abs(value).max()))
+  return want

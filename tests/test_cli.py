@@ -73,9 +73,28 @@ def test_wrong_words_get_one_line_and_the_nearest_right_one(arguments, wanted, c
 
 def test_list_models_by_part_and_by_pattern(capsys):
   assert cli.main(['list', 'models', 'tiny']) == 0
-  assert 'vit_tiny_patch16_224' in capsys.readouterr().out.split()
+  lines = capsys.readouterr().out.splitlines()
+  words = next(line for line in lines if line.startswith('vit_tiny_patch16_224 ')).split()
+  assert ' '.join(words[1:]) == '5.7 M 224 px 2 pretrained: apache-2.0 (hub, bucket)'
   assert cli.main(['list', 'models', 'vit_*_384']) == 0
-  assert all(name.startswith('vit_') and name.endswith('_384') for name in capsys.readouterr().out.split())
+  names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+  assert names == sorted(names) and all(name.startswith('vit_') and name.endswith('_384') for name in names)
+
+
+@pytest.mark.parametrize('arguments', ['vit_tiny_patch16_224.*', 'vit_tiny_patch16_224.augreg --tags', 'ViT-B_16.sam'])
+def test_list_models_with_what_they_were_trained_on(arguments, capsys):
+  assert cli.main(['list', 'models', *arguments.split()]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  wanted = {'vit_tiny_patch16_224.augreg_in21k_ft_in1k', 'vit_tiny_patch16_224.augreg_in21k'}
+  assert {line.split()[0] for line in lines} == ({'ViT-B_16.sam'} if 'sam' in arguments else wanted)
+  assert all(word in lines[0] for word in ('224 px', 'classes', 'apache-2.0 (hub, bucket)'))
+
+
+def test_list_is_quick():
+  run = python('-X', 'importtime', '-m', 'vit_jax', 'list', 'models', 'vit*dino*')
+  assert len(run.stdout.splitlines()) >= 20
+  imported = {line.rpartition('|')[2].strip().partition('.')[0] for line in run.stderr.splitlines()}
+  assert not imported & {'jax', 'flax', 'rich'}
 
 
 def test_list_configs_gives_a_line_each(capsys):

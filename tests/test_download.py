@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_nothing_behind(path, monkeypatch):
       resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert left(path) == []
     monkeypatch.setattr(download.shutil, 'disk_usage', lambda _: type('Usage', (), {'free': 1000}))
-    refused(server, path, 'w.bin', kind=OSError)
+    refused(server, path, 'w.bin', '3,000,000 bytes are wanted and 1,000 are free', kind=OSError)
   assert left(path) == []
 
 
@@ -278,6 +278,16 @@ def test_two_processes_fetch_it_once(path):
       process.join(20)
     assert [process.exitcode for process in both] == [0, 0]
     assert len(server.seen) == 1 and path.read_bytes() == CONTENT and left(path) == ['w.bin']
+
+
+def test_a_file_that_another_process_finishes_meanwhile_is_taken(path, monkeypatch):
+  def late(file, _):  # after the look, before the lock
+    path.write_bytes(b'theirs')
+
+  monkeypatch.setattr(download, '_lock', late)
+  with Server() as server:
+    assert download.fetch(f'{server.url}/w', path).read_bytes() == b'theirs'
+    assert not server.seen and left(path) == ['w.bin']
 
 
 def test_a_killed_download_is_continued(path):

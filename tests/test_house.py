@@ -15,7 +15,7 @@ FILES = {path.relative_to(PACKAGE).with_suffix('').as_posix(): path for path in 
 
 # Module -> the modules of this package that it may import, at its top or inside a function. Downwards only: no cycle.
 MAY_IMPORT = {
-  '__init__': {'models', 'pretrained', 'train'},
+  '__init__': {'exports', 'models', 'pretrained', 'train'},
   '__main__': {'cli'},
   'cli': {'console', ''},
   'console': set(),
@@ -51,6 +51,10 @@ MAY_IMPORT = {
   'transforms': set(),
   'pretrained': {'checkpoint', 'models', 'models/positions', 'models/vit', 'state'},
   'checkpoint': set(),
+  'exports': {
+    'console', 'convert', 'convert_hf', 'convert_npz', 'formats', 'listing', 'models', 'models/vit', 'pretrained',
+    'state', 'tables', 'transforms',
+  },
   'convert': {'state'},
   'convert_npz': {'convert', 'describe_npz', 'models', 'state'},
   'describe_npz': {'models', 'models/vit', 'transforms'},
@@ -229,7 +233,8 @@ def test_packaging_names_every_package():
   packages = set(setup['options']['packages'].split())
   here = {'.'.join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob('__init__.py')}
   assert packages == here | {'vit_jax.configs'}
-  assert (PACKAGE / setup['options.package_data']['vit_jax']).is_file()
+  data = setup['options.package_data']['vit_jax'].split()
+  assert set(data) == {path.name for path in PACKAGE.iterdir() if path.suffix in ('.gz', '.csv')}
   requirements = setup['options']['install_requires'].split()
   assert not [line for line in requirements if re.search(r'<|==|~=', line)]  # caps only ever age
   assert all('>=' in line or line.startswith('vit_jax') for line in requirements)

@@ -150,6 +150,11 @@ def test_a_repository_is_a_folder(tmp_path, monkeypatch):
     assert sorted(os.listdir(folder)) == ['config.json', 'model.safetensors'] and len(server.seen) == 3
     assert hub.find('org/name@v1') == folder == tmp_path / 'cache/hub/org/name/v1' and len(server.seen) == 3
     fails(lambda: hub.repository('org/other'), '404', 'config.json', str(tmp_path / 'cache/hub/org/other/main'))
+    pickled = '/org/old/resolve/main/'
+    server.files |= {f'{pickled}config.json': CONFIG, f'{pickled}pytorch_model.bin': b'pickle'}
+    fails(lambda: hub.repository('org/old'), '404', '--unsafe')
+    assert (hub.repository('org/old', unsafe=True) / 'pytorch_model.bin').read_bytes() == b'pickle'
+    fails(lambda: hub.repository('org/old'), '404')
   for wrong in ('name', 'a/b/c', '../x', '/x'):
     fails(lambda wrong=wrong: hub.repository(wrong), 'OWNER/NAME')
   mine = weights(tmp_path / 'mine/org/name/model.safetensors')

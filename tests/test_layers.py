@@ -1,5 +1,7 @@
 """The parts against float64 arithmetic written out in numpy, and position resampling against torch's numbers."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ import pytest
 from scipy.special import erf
 
 from vit_jax import state
-from vit_jax.models import layers, positions
+from vit_jax.models import blocks, layers, positions
 
 N, D, HEADS = 5, 24, 3
+NORM = functools.partial(layers.LayerNorm, eps=1e-6)
 
 
 def norm64(x, p, eps):
@@ -46,21 +49,7 @@ def scrambled(module, seed=0):
 
 
 def block():
-  return scrambled(
-    layers.Block(
-      D,
-      HEADS,
-      mlp_ratio=2,
-      qkv_bias=True,
-      init_values=0.1,
-      attn_drop=0,
-      proj_drop=0,
-      act_layer='gelu',
-      norm_eps=1e-6,
-      attention='xla',
-      rngs=nnx.Rngs(0),
-    )
-  )
+  return scrambled(blocks.Block(blocks.Spec(D, HEADS, mlp_ratio=2, init_values=0.1), rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 3e-6), ('bfloat16', 2e-2)])
@@ -75,7 +64,7 @@ def test_a_block_against_float64(dtype, tolerance):
 
 
 def test_attention_pool_against_float64():
-  module, p = scrambled(layers.AttentionPool(D, HEADS, mlp_ratio=2, act_layer='gelu', norm_eps=1e-6, rngs=nnx.Rngs(0)))
+  module, p = scrambled(layers.AttentionPool(D, HEADS, mlp_ratio=2, act_layer='gelu', norm=NORM, rngs=nnx.Rngs(0)))
   x = np.random.default_rng(2).normal(size=(2, N, D))
   k, v = np.einsum('bnd,dthc->tbnhc', x, p['kv']['kernel']) + p['kv']['bias'][:, None, None]
   q = np.einsum('and,dhc->anhc', p['latent'], p['q']['kernel']) + p['q']['bias']
@@ -104,6 +93,18 @@ def test_layer_norms_gradient_is_autodiffs():
   got = jax.vjp(lambda *a: layers.layer_norm(*a, 1e-6), x, scale, bias)[1](cotangent)
   for g, w in zip(got, want):
     np.testing.assert_allclose(g, w, atol=3e-6)
+
+
+def test_rms_norm_and_its_gradient_in_both_precisions():
+  x, scale = (np.random.default_rng(i).normal(size=s) for i, s in enumerate([(3, 4, 16), 16]))
+  want = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-2) * scale
+  np.testing.assert_allclose(layers.rms_norm(x.astype(np.float32), scale, 1e-2), want, atol=2e-6)
+  plain = lambda x, scale: x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-2) * scale
+  x, scale = jnp.asarray(x, jnp.float32), jnp.asarray(scale, jnp.float32)
+  for got, wanted in zip(*(jax.vjp(f, x, scale)[1](x) for f in (lambda *a: layers.rms_norm(*a, 1e-2), plain))):
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+  half = layers.rms_norm(x.astype(jnp.bfloat16), scale.astype(jnp.bfloat16), 1e-2)
+  assert half.dtype == jnp.bfloat16 and np.abs(half.astype(np.float32) - want).max() < 3e-2
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():

@@ -2,7 +2,6 @@
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
@@ -25,9 +24,13 @@ def images(h=16, w=16):
   return np.random.default_rng(0).normal(size=(2, h, w, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize(('name', 'scan'), [('mae_hf', False), ('mae_hf', True), ('mae_hf_resized', False)])
-def test_every_tensor_is_the_peers(name, scan):
-  peers.check(name, scan=scan)
+@pytest.mark.parametrize('name', ['mae_hf', 'mae_hf_resized'])
+def test_every_tensor_is_the_peers(name):
+  peers.check(name)
+
+
+def test_bfloat16():
+  peers.check_bfloat16('mae_hf', 'logits', 0.05)
 
 
 def test_counts():
@@ -55,74 +58,58 @@ def test_patches_and_back():
   np.testing.assert_array_equal(model.unpatchify(pixels, grid=(2, 3)), x)
 
 
-def test_the_lowest_noise_is_kept_in_its_order():
-  model = build(mask_ratio=0.75)
+@pytest.fixture(scope='module')
+def run():
+  """What the methods of a model give for given noise and for none: noise, {method: result}."""
   noise = np.random.default_rng(1).random((2, 16))
-  inside = model.intermediates(images(), noise)
-  kept = np.argsort(noise, axis=1)[:, :4]
-  np.testing.assert_array_equal(np.take_along_axis(np.asarray(inside['mask']), kept, 1), 0)
-  assert (inside['mask'].sum(1) == 12).all()
-  whole = np.asarray(model.intermediates(images())['embed'])
-  np.testing.assert_array_equal(inside['embed'][:, 1:], np.take_along_axis(whole[:, 1:], kept[..., None], 1))
-  tokens, mask, restore = model.encode(images(), noise)
-  np.testing.assert_array_equal(tokens, inside['norm'])
-  np.testing.assert_array_equal(mask, inside['mask'])
-  np.testing.assert_array_equal(model.decode(tokens, restore, grid=(4, 4)), inside['logits'])
-  np.testing.assert_array_equal(model.loss(images(), noise), inside['loss'])
-
-
-def test_without_a_key_nothing_is_hidden():
-  model = build()
-  inside = model.intermediates(images())
-  assert 'loss' not in inside and not inside['mask'].any()
-  np.testing.assert_array_equal(inside['norm'], model.features(images()))
-  np.testing.assert_array_equal(inside['logits'], model(images()))
-  hidden = peers.jitted(model)
-  first, second = (hidden(images(), jax.random.key(i)) for i in range(2))
-  np.testing.assert_array_equal(first, hidden(images(), jax.random.key(0)))
-  assert np.abs(first - second).max() > 1e-3
-  with pytest.raises(ValueError, match='give noise .b, n., or a key to draw it from.'):
-    model.loss(images())
-
-
-def test_it_learns_and_its_positions_stay():
-  graphdef, params, rest = state.split(build(norm_pix_loss=True))
+  graphdef, params, rest = state.split(build(mask_ratio=0.75))
 
   @jax.jit
-  def step(params, key):
-    loss = lambda p: state.merge(graphdef, p, rest).loss(images(), key=key)
-    value, gradient = jax.value_and_grad(loss)(params)
-    return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), value
+  def methods(params):
+    model = state.merge(graphdef, params, rest)
+    tokens, mask, restore = model.encode(images(), noise)
+    return {
+      'encode': (tokens, mask, restore), 'decode': model.decode(tokens, restore, grid=(4, 4)),
+      'loss': model.loss(images(), noise), 'features': model.features(images()), 'call': model(images()),
+      'intermediates': model.intermediates(images(), noise), 'unmasked': model.intermediates(images()),
+    }  # fmt: skip
 
-  trained, losses = params, []
-  for i in range(20):
-    trained, loss = step(trained, jax.random.key(i))
-    losses.append(float(loss))
-  assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
-  for name in ('pos_embed', 'decoder_pos_embed'):
-    np.testing.assert_array_equal(trained[name], params[name])
+  return noise, methods(params)
 
 
-def test_scan_and_remat_change_no_gradient():
+def test_the_patches_of_the_lowest_noise_are_kept_in_its_order(run):
+  noise, gave = run
+  inside, kept = gave['intermediates'], np.argsort(noise, axis=1)[:, :4]
+  np.testing.assert_array_equal(np.take_along_axis(np.asarray(inside['mask']), kept, 1), 0)
+  assert (inside['mask'].sum(1) == 12).all()
+  want = np.take_along_axis(np.asarray(gave['unmasked']['embed'][:, 1:]), kept[..., None], 1)
+  np.testing.assert_allclose(inside['embed'][:, 1:], want, atol=1e-6)
+
+
+def test_parts_give_what_the_whole_does(run):
+  _, gave = run
+  inside, bare = gave['intermediates'], gave['unmasked']
+  for got, want in [
+    (gave['encode'][0], inside['norm']), (gave['encode'][1], inside['mask']), (gave['decode'], inside['logits']),
+    (gave['loss'], inside['loss']), (gave['features'], bare['norm']), (gave['call'], bare['logits']),
+  ]:  # fmt: skip
+    np.testing.assert_allclose(got, want, atol=1e-6)
+  assert 'loss' not in bare and not bare['mask'].any()  # without noise nothing is hidden
+
+
+def test_a_key_hides_and_no_key_does_not():
+  hidden = peers.compiled(build())
+  first, second, again = (hidden(images(), key=jax.random.key(i)) for i in (0, 1, 0))
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - second).max() > 1e-3
+  with pytest.raises(ValueError, match='give noise .b, n., or a key to draw it from.'):
+    build().loss(images())
+
+
+def test_scan_and_remat_change_no_gradient_and_positions_have_none():
   noise = np.random.default_rng(1).random((2, 24))
-  loss = lambda model: lambda x: model.loss(x, noise)
-
-  def gradients(**how):
-    graphdef, params, rest = state.split(build(**how))
-    run = jax.jit(jax.grad(lambda p: state.merge(graphdef, p, rest).loss(images(24, 16), noise)))
-    return state.flatten(state.unstack(run(params)))
-
-  want, got = gradients(), gradients(scan=True, remat='full')
-  for path, value in want.items():
-    np.testing.assert_allclose(got[path], value, atol=1e-5)
-
-
-def test_bfloat16_in_bfloat16_out():
-  graphdef, params, rest = state.split(build())
-  half = state.merge(graphdef, state.cast(params, jnp.bfloat16), rest)
-  key = jax.random.key(0)
-  got, want = peers.jitted(half)(images().astype(jnp.bfloat16), key), peers.jitted(build())(images(), key)
-  assert got.dtype == jnp.bfloat16 and np.abs(got - want).max() < 0.1 * np.std(want)
+  gradients = peers.check_scan(NAME, build(), 'loss', images(24, 16), noise, **TINY)
+  assert {path for path, value in gradients.items() if not value.any()} == {'pos_embed', 'decoder_pos_embed'}
 
 
 def test_the_encoder_is_a_vit():

@@ -16,7 +16,7 @@ from vit_jax import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
-FUNCTIONS = ['create_model', 'evaluate', 'fit', 'list_models', 'load']
+FUNCTIONS = ['create_model', 'evaluate', 'export', 'fit', 'list_models', 'load']
 
 
 def blocks(language):

@@ -14,7 +14,6 @@ from vit_jax import convert, models, sharding, state
 from vit_jax.models import resnet
 
 FOLDER = pathlib.Path(__file__).parent / 'goldens'
-BIT = dict(layers=(2, 1, 1), channels=(64, 64, 128), stem_chs=16, num_classes=10, stem_type='fixed', num_groups=8)
 TINY = dict(layers=(1, 1), channels=(16, 24), stem_chs=8, num_groups=4, num_classes=5)
 
 
@@ -67,14 +66,13 @@ def agree(model, path):
   return got
 
 
-def test_every_tensor_is_timms_bit():
-  got = agree(build(**BIT, conv_eps=1e-8), 'small/bit_timm')
-  assert list(got) == ['stem', 'stage0', 'stage1', 'stage2', 'norm', 'pre_logits', 'logits']
-
-
-@pytest.mark.parametrize('name', ['preact_odd_timm', 'post_same_timm'])
-def test_every_tensor_is_timms_at_odd_sizes_and_with_other_words(name):
-  agree(build(**golden(f'resnet/{name}')[0]['arguments']), f'resnet/{name}')
+@pytest.mark.parametrize(
+  ('name', 'names'),
+  [('preact_odd_timm', ['stem', 'stage0', 'stage1', 'norm', 'pre_logits', 'logits']),
+   ('post_same_timm', ['stem', 'stage0', 'stage1', 'stage2', 'pre_logits', 'logits'])],
+)  # fmt: skip
+def test_every_tensor_is_timms_at_odd_sizes(name, names):  # stem_type 'fixed': small/bit_timm, in test_parity
+  assert list(agree(build(**golden(f'resnet/{name}')[0]['arguments']), f'resnet/{name}')) == names
 
 
 def test_where_epsilon_stands_shows():
@@ -153,19 +151,18 @@ def test_features_are_maps_and_without_a_head_a_call_gives_what_it_would_read():
   np.testing.assert_allclose(out, np.asarray(features[1]).mean((1, 2)), atol=1e-5)
 
 
-def test_a_key_drops_paths_and_gradients_reach_all_parameters():
+def test_a_key_drops_paths():
   model = build(**TINY, drop_path_rate=0.6, drop_rate=0.3)
   graphdef, params, rest = state.split(model)
   params['head']['fc']['kernel'] = jnp.ones_like(params['head']['fc']['kernel'])
   image = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
 
-  def loss(params, key):
+  @jax.jit
+  def run(key):
     return jnp.square(state.merge(graphdef, params, rest)(image, key=key)).sum()
 
-  one, again, other = (jax.jit(loss)(params, jax.random.key(i)) for i in (3, 3, 5))
-  plain, grads = jax.jit(jax.value_and_grad(lambda params: loss(params, None)))(params)
-  assert one == again and len({float(one), float(other), float(plain)}) == 3
-  assert [path for path, g in state.flatten(grads).items() if not np.abs(g).max() > 0] == []
+  one, again, other = (run(jax.random.key(i)) for i in (3, 3, 5))
+  assert one == again and one != other
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,8 @@ def test_one_corrupt_picture_changes_one_slot_and_is_counted(tmp_path):
   (dict(mesh=dict(data=3)), 'does not multiply to the 8 devices'),
   (dict(workdir=__file__), 'is a file; give a folder'),
   (dict(profile=[1, 2]), 'profile=[1, 2] needs a workdir'),
+  (dict(step=dict(accumulate=None)), 'step.accumulate=None is for a config'),
+  (dict(optim=dict(freeze='bodies')), "matches no parameter; did you mean 'body'?"),
     (dict(step=dict(attention='cudnn')), "step.attention='cudnn' needs an NVIDIA GPU, and this is a cpu"),
 ], ids=str)  # fmt: skip
 def test_what_does_not_fit_together_is_refused_before_anything_compiles(arguments, said, caplog, devices):
@@ -346,7 +348,61 @@ def test_a_profile_is_written(tmp_path):
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
-def test_a_probe_has_optimizer_state_for_what_is_trained_alone():
-  params = {'head': {'kernel': jnp.zeros((2, 3))}}
-  opt = optim.make(total_steps=3).tx.init(params)
-  assert sorted({leaf.shape for leaf in jax.tree.leaves(opt)}) == [(), (2, 3)]
+TUNED = {
+  'probe': dict(freeze='body', ema=0.9),
+  'lora': dict(lora=2, lora_alpha=4.0, layer_decay=0.7, ema=0.9),
+  'decay': dict(layer_decay=0.5, body_lr=0.3, weight_decay=0.1),
+}
+
+
+def test_a_probe_trains_and_keeps_the_head_alone(tmp_path):
+  made, before = model(), arrays(model())
+  vit_jax.fit(made, data(), steps=3, optim=dict(lr=1e-2, freeze='body', weight_decay=0.1), workdir=tmp_path, **QUIET)
+  after = arrays(made)
+  assert np.abs(after.pop('head')['kernel'] - before.pop('head')['kernel']).max() > 1e-3
+  same(after, before)
+  from vit_jax import checkpoint
+
+  saved = checkpoint.read(tmp_path / 'checkpoints' / '3', ('params', 'opt', 'frozen'))
+  assert list(saved['params']) == ['head'] and 'head' not in saved['frozen']
+  shapes = {leaf.shape for leaf in jax.tree.leaves(saved['opt'])}
+  assert shapes == {(), (5,), (16, 5)}
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('how', TUNED)
+def test_a_tuned_run_goes_on_bit_for_bit_and_is_plain_weights_to_others(tmp_path, how, scan):
+  arguments = lambda workdir: dict(
+    model=model(scan=scan), data=data(), steps=4, save=dict(every=2), workdir=workdir,
+    optim=dict(lr=1e-2, **TUNED[how]), step=dict(scan=scan), **QUIET)  # fmt: skip
+  whole = vit_jax.fit(**arguments(tmp_path / 'whole'))
+  interrupted_fit(3, **arguments(tmp_path / 'parts'))
+  parts = vit_jax.fit(**arguments(tmp_path / 'parts'))
+  assert losses(tmp_path / 'parts') == losses(tmp_path / 'whole')
+  same(arrays(parts.model), arrays(whole.model))
+  loaded, described = vit_jax.load(tmp_path / 'parts')
+  assert type(loaded) is type(whole.model) and described['name'] == 'vit_tiny_patch16_224'
+  want = state.unstack(arrays(whole.model))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), arrays(loaded), want)
+  assert vit_jax.evaluate(loaded, data(), batch=16)['loss'] == pytest.approx(whole.metrics['loss'], rel=1e-5)
+
+
+@pytest.mark.parametrize('how', ['lora', 'decay'])
+def test_a_tuned_run_is_the_same_on_one_device_and_on_eight(how, devices):
+  arguments = dict(data=data(), steps=3, optim=dict(lr=1e-2, **TUNED[how]), **QUIET)
+  eight = vit_jax.fit(model(), **arguments, mesh=dict(data=4, fsdp=2))
+  one = jax.make_mesh((1, 1, 1), sharding.AXES, devices=devices[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, 'make_mesh', lambda **_: one)
+    single = vit_jax.fit(model(), **arguments)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), arrays(eight.model), arrays(single.model)
+  )
+
+
+def test_adapters_move_attention_and_nothing_else_of_the_body():
+  made, before = model(), arrays(model())
+  vit_jax.fit(made, data(), steps=3, optim=dict(lr=1e-2, lora=2), **QUIET)
+  moved = {p for p, leaf in state.flatten(arrays(made)).items() if (leaf != state.flatten(before)[p]).any()}
+  attention = {f'blocks/{i}/attn/{part}/kernel' for i in range(2) for part in ('qkv', 'proj')}
+  assert moved == attention | {'head/kernel', 'head/bias'}

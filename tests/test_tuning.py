@@ -162,7 +162,7 @@ def test_values_that_make_no_sense_are_refused_without_a_model(given, said):
 @pytest.mark.parametrize(('given', 'said'), [
   (dict(freeze='block'), "names 'block', which matches no parameter; did you mean 'blocks'?"),
   (dict(freeze='*'), 'freezes everything; leave something to train'),
-  (dict(lora=17), 'optim.lora=17 is more than blocks/0/attn/qkv/kernel has dimensions; choose at most 16'),
+  (dict(lora=17), 'optim.lora=17 is more than blocks/0/attn/proj/kernel has dimensions; choose at most 16'),
 ], ids=str)  # fmt: skip
 def test_what_a_model_cannot_do_is_refused(given, said):
   with pytest.raises(ValueError) as caught:

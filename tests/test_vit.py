@@ -1,81 +1,32 @@
 """The Vision Transformer against tensors that timm computed in float64, and every argument it has."""
 
-import json
-import pathlib
-
 from flax import nnx
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from vit_jax import models, state
 
-GOLDENS = pathlib.Path(__file__).parent / 'goldens/vit'
-ROWS = {  # golden: the arguments that its timm name stands for
-  'vit_timm': dict(),
-  'deit3_timm': dict(no_embed_class=True, init_values=1e-6),
-  'dinov2_timm': dict(no_embed_class=True, init_values=1e-5, reg_tokens=4),
-}
 TINY = dict(img_size=16, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=5)
+GOLDENS = {
+  'vit_timm': {},
+  'vit_rect_timm': {},  # not square, two registers, average and maximum, norms of q and k
+  'vit_max_timm': {},  # maximum of all tokens of an image of another size
+  'vit3_timm': dict(scan=True),  # MAP head that reads a register
+  'siglip_timm': dict(scan=True),  # pixels left over
+}
 
 
-def from_torch(weights, model):
-  """timm's names and layouts -> the nested dict of a model's parameters."""
-  want = state.flatten(state.split(model)[1])
-  out = {}
-  for path, leaf in want.items():
-    key = path.replace('/', '.').replace('.kernel', '.weight').replace('.scale', '.weight')
-    value = weights[key]
-    if path.endswith('patch_embed/proj/kernel'):
-      value = value.transpose(2, 3, 1, 0)
-    elif path.endswith('kernel'):
-      value = value.T
-    out[path] = value.reshape(leaf.shape)
-  assert len(out) == len(weights)
-  return state.unflatten(out)
-
-
-def golden(name):
-  meta = json.loads((GOLDENS / f'{name}.json').read_text())
-  io = np.load(GOLDENS / f'{name}.io.npz')
-  kwargs = {k: v for k, v in meta['constructor']['kwargs'].items() if k != 'pretrained'}
-  model = models.build('vit_base_patch16_224', rngs=nnx.Rngs(0), **{**kwargs, **ROWS[name]})
-  state.update(model, from_torch(load_file(GOLDENS / f'{name}.safetensors'), model))
-  return model, io, meta['suggested_tolerance']['relative_to_std']
-
-
-def close(got, want, tolerance):
-  assert got.shape == want.shape
-  assert np.abs(np.asarray(got, np.float64) - want).max() <= tolerance * want.std()
-
-
-@pytest.mark.parametrize('name', ROWS)
-def test_every_tensor_is_timms(name):
-  model, io, tolerance = golden(name)
-  images = io['in.image']
-  with jax.default_matmul_precision('highest'):
-    close(model(images), io['out.logits'], tolerance)
-    x = model.embed(images)
-    b, n, d = x.shape
-    if 'out.mid.embed' in io:
-      close(x, io['out.mid.embed'], tolerance)
-    for i in range(len(model.blocks)):
-      x = model.blocks[i](x.reshape(b * n, d), n).reshape(b, n, d)
-      close(x, io[f'out.mid.block{i}'], tolerance)
-    if 'out.pre_logits' in io:
-      close(model.pool(model.features(images)), io['out.pre_logits'], tolerance)
-    if 'out.features' in io:
-      close(model.features(images), io['out.features'], tolerance)
+@pytest.mark.parametrize('name', GOLDENS)
+def test_every_tensor_is_timms(name):  # test_parity has more of them
+  golden.check(name, **GOLDENS[name])
 
 
 def test_the_two_gelus_are_told_apart():
-  model, io, tolerance = golden('vit_timm')
-  for i in range(2):
-    model.blocks[i].mlp.act_layer = 'gelu_tanh'
-  error = np.abs(model(io['in.image']) - io['out.logits']).max() / io['out.logits'].std()
-  assert error > 2 * tolerance
+  model, images, outputs, tolerance = golden.load('vit_timm', act_layer='gelu_tanh')
+  assert golden.error(model(images), outputs['logits']) > 2 * tolerance
 
 
 def build(**overrides):
@@ -95,6 +46,10 @@ ARGUMENTS = [
   dict(qkv_bias=False), dict(init_values=0.1), dict(reg_tokens=3), dict(reg_tokens=2, no_embed_class=True),
   dict(pre_norm=True, norm_eps=1e-5), dict(representation_size=20), dict(final_norm=False),
   dict(act_layer='gelu_tanh'), dict(act_layer='quick_gelu'), dict(act_layer='silu'), dict(patch_size=(8, 4)),
+  dict(global_pool='token_avg'), dict(global_pool='avgmax', reg_tokens=1, pool_include_prefix=True),
+  dict(qk_norm=True, proj_bias=False, norm_layer='rmsnorm', embed_norm_layer='layernorm'),
+  dict(scale_attn_norm=True, scale_mlp_norm=True, mlp_layer='SwiGLU'), dict(attn_layer='diff'),
+  dict(block_fn='ParallelThingsBlock'), dict(block_fn='DiffParallelScalingBlock', init_values=0.1),
 ]  # fmt: skip
 
 
@@ -133,6 +88,34 @@ def test_no_pooling_gives_logits_of_every_token_and_no_head_what_it_would_read()
   assert headless(images()).shape == (2, 32)
   np.testing.assert_array_equal(headless(images()), headless.pool(headless.features(images())))
   assert build(num_classes=0, representation_size=20)(images()).shape == (2, 20)
+
+
+def test_class_token_and_mean_side_by_side():
+  model = build(num_classes=0, global_pool='token_avg', reg_tokens=2)
+  tokens = model.features(images())
+  want = np.concatenate([tokens[:, 0], tokens[:, 3:].mean(1)], axis=-1)
+  np.testing.assert_allclose(model(images()), want, atol=1e-6)
+  assert build(global_pool='token_avg').head.kernel.shape == (64, 5)
+
+
+def test_what_is_left_over_of_an_image_is_left_off_where_asked():
+  model = build(crop_to_patches=True, img_size=(23, 16))
+  assert model.grid == (2, 2)
+  np.testing.assert_array_equal(model(images(23, 17)), model(images(23, 17)[:, :16, :16]))
+  with pytest.raises(ValueError, match='A 7x16 image does not split'):
+    model(images(7, 16))
+
+
+@pytest.mark.parametrize('how', [{}, {'scan': True}], ids=str)
+def test_intermediates_are_what_features_and_calls_give(how):
+  model = build(depth=2, **how)
+  inside = model.intermediates(images())
+  assert list(inside) == ['embed', 'block0', 'block1', 'norm', 'pre_logits', 'logits']
+  np.testing.assert_array_equal(inside['norm'], model.features(images()))
+  np.testing.assert_array_equal(inside['logits'], model(images()))
+  assert list(build(depth=1, global_pool='avg', num_classes=0).intermediates(images())) == [
+    'embed', 'block0', 'pre_logits', 'logits',
+  ]  # fmt: skip
 
 
 def test_the_hidden_layer_is_tanh():
@@ -230,7 +213,8 @@ def test_bfloat16_in_bfloat16_out():
   (dict(img_size=30), 'A 30x30 image does not split into 8x8 patches; resize it to 24x24 or choose'),
   (dict(num_heads=5), 'embed_dim 32 does not split into 5 heads'),
   (dict(class_token=False), "global_pool='token' reads the class token"),
-  (dict(global_pool='mean'), "global_pool is 'mean'; choose one of 'token', 'avg', 'map', ''."),
+  (dict(global_pool='mean'), "global_pool is 'mean'; choose one of 'token', 'avg', 'max', 'avgmax', 'token_avg', 'map', ''."),
+  (dict(global_pool='token_avg', fc_norm=True), 'leave fc_norm out'),
   (dict(pos_embed='rope'), "pos_embed is 'rope'"),
   (dict(act_layer='gelu_new'), "act_layer is 'gelu_new'"),
   (dict(pos_embed='sincos2d', embed_dim=30, num_heads=2), 'multiple of 4'),

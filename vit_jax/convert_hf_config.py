@@ -46,7 +46,8 @@ DEFAULTS = {
   ),
   'bit': _BIT,
   'vit-hybrid': _VIT | dict(
-    patch_size=1, backbone_config=None, backbone=None, backbone_featmap_shape=(1, 1024, 24, 24), use_timm_backbone=False,
+    patch_size=1, backbone_config=None, backbone=None, backbone_featmap_shape=(1, 1024, 24, 24),
+    use_timm_backbone=False,
   ),
 }  # fmt: skip
 # The hybrids' backbone where no config is given, and what one that is given leaves out.
@@ -212,7 +213,7 @@ def _square(given):
     return h
   side = math.isqrt((h // ph) * (w // pw))
   if side * side != (h // ph) * (w // pw):
-    raise ValueError(f'The config says image_size={[h, w]}: this family has positions for square grids of patches only.')
+    raise ValueError(f'The config says image_size={[h, w]}: this family has square grids of patches only.')
   return [side * ph, side * pw]
 
 

@@ -37,18 +37,20 @@ def row(preprocessor, config, made):
   Raises ValueError for a step that a row cannot say.
   """
   if preprocessor is None:
-    kind = _FAMILY.get(convert_hf_config.values(config)['model_type'], 'vit')
+    tower = convert_hf_config.values(config)['model_type']
+    kind = _FAMILY.get(tower, 'vit')
     h, w = vit.pair(made.get('img_size', 224))
     given = _PROCESSOR | _PROCESSORS.get(kind, {})
     size = {'shortest_edge': h} if 'shortest_edge' in given['size'] and h == w else {'height': h, 'width': w}
     given |= {'size': size, 'crop_size': {'height': h, 'width': w}}
   else:
-    called = str(preprocessor.get('image_processor_type') or preprocessor.get('feature_extractor_type') or 'ViT').lower()
+    called = [preprocessor.get(key) for key in ('image_processor_type', 'feature_extractor_type')]
+    called = next((str(name).lower() for name in called if name), 'vit')
     kind = next((kind for kind in sorted(_PROCESSORS, key=len, reverse=True) if called.startswith(kind)), 'vit')
     given = _PROCESSOR | _PROCESSORS.get(kind, {}) | {k: v for k, v in preprocessor.items() if v is not None}
   crop, pct, size = _geometry(given, kind)
   if given['resample'] not in _FILTERS:
-    raise ValueError(f'preprocessor_config.json says resample={given["resample"]}; we have 2 (bilinear) and 3 (bicubic).')
+    raise ValueError(f'preprocessor_config.json says resample={given["resample"]}; we have 2 bilinear, 3 bicubic.')
   if not given['do_rescale'] or not math.isclose(given['rescale_factor'], 1 / 255, rel_tol=1e-6):
     raise ValueError('preprocessor_config.json does not scale pixels by 1/255; we have no other scale.')
   mean, std = (given['image_mean'], given['image_std']) if given['do_normalize'] else ((0.0,) * 3, (1.0,) * 3)
@@ -74,8 +76,11 @@ def _geometry(given, kind):
   else:
     raise ValueError(f'preprocessor_config.json says size={size} and does not crop to one size; we have no such step.')
   share = cropped[0] / sides[0]
-  if crop == 'center_floor' and cropped[0] != cropped[1] or share > 1 or any(
-    math.floor(length / share) != side for length, side in zip(cropped, sides)
+  if (
+    crop == 'center_floor'
+    and cropped[0] != cropped[1]
+    or share > 1
+    or any(math.floor(length / share) != side for length, side in zip(cropped, sides))
   ):
     raise ValueError(f'preprocessor_config.json resizes to {sides} and crops {cropped}; we have no such step.')
   return crop, share, cropped
@@ -99,7 +104,7 @@ def preprocessor(described):
   resized = {'height': math.floor(h / row['crop_pct']), 'width': math.floor(w / row['crop_pct'])}
   whole = resized == {'height': h, 'width': w}
   if row['crop'] != 'squash' and h != w:
-    raise ValueError(f'Hugging Face cannot cover and crop {h}x{w}, which is not square; choose --to=timm, or crop=squash.')
+    raise ValueError(f'Hugging Face cannot cover and crop {h}x{w}, which is not square; choose --to=timm.')
   cover = row['crop'] != 'squash'
   name = 'CLIPImageProcessor' if cover else 'ViTImageProcessor' if whole else 'DeiTImageProcessor'
   return {
@@ -129,23 +134,23 @@ def config(described):
   Each class that might is asked, by reading back what would be written. Raises ValueError that names what differs.
   """
   made, (cls, _) = described['architecture'], models.variant(described['name'])
-  headless = not made['num_classes'] and not made.get('representation_size')
+  if cls.__name__ not in _WRITERS:
+    raise ValueError(f'Hugging Face has no {cls.__name__}; write --to=timm or --to=npz instead.')
+  bare = not made['num_classes'] and not made.get('representation_size') and cls is not mae.MaskedAutoencoder
   nearest = None
-  for write in _WRITERS.get(cls.__name__, ()):
-    found = _known(write(made)) | _labels(described)
+  for write in _WRITERS[cls.__name__]:
     try:
-      back, again = convert_hf_config.read(found, {} if headless and cls is not mae.MaskedAutoencoder else None)
-      mine, theirs = _resolved(made), _resolved(again)
-      differ = [f'{key}={mine[key]!r}' for key in mine if mine[key] != theirs.get(key)]
+      found = _known(write(made)) | _labels(described)
+      back, again = convert_hf_config.read(found, {} if bare else None)
     except ValueError as error:
-      back, differ = cls, [str(error)]
+      nearest = nearest or [str(error)]
+      continue
+    mine, theirs = _resolved(made), _resolved(again)
+    differ = [f'{key}={mine[key]!r}' for key in mine if mine[key] != theirs.get(key)]
     if back is cls and not differ:
       return found
     nearest = differ if nearest is None or len(differ) < len(nearest) else nearest
-  raise ValueError(
-    f'Hugging Face has no class for this {cls.__name__} ({", ".join(nearest or ["none of the kind"])}); '
-    'write --to=timm instead.'
-  )
+  raise ValueError(f'Hugging Face has no {cls.__name__} with {", ".join(nearest)}; write --to=timm instead.')
 
 
 def _known(raw):
@@ -158,6 +163,8 @@ def _known(raw):
 def _resolved(made):
   """The arguments that change numbers, in one spelling."""
   made = {key: value for key, value in made.items() if key not in FREE}
+  if 'embed_dim' not in made:
+    made.pop('img_size')  # convolutions do not know it
   for key in made.keys() & {'img_size', 'patch_size'}:
     made[key] = vit.pair(made[key])
   for dim, ratio in (('embed_dim', 'mlp_ratio'), ('decoder_embed_dim', 'decoder_mlp_ratio')):
@@ -167,6 +174,8 @@ def _resolved(made):
   made.pop('swiglu_align_to', None) if made.get('swiglu_align_to') != 0 else None
   for key in made.keys() & {'fc_norm', 'use_fc_norm'}:
     made[key] = made['global_pool'] in ('avg', 'max', 'avgmax') if made[key] is None else made[key]
+    if not (made['num_classes'] or made[key] or made.get('pre_norm') or made['global_pool'] == 'map'):
+      made['global_pool'] = ''  # without a head, tokens are what it gives, and how they are pooled is the reader's
   if made.get('act_layer', '') is None:
     made['act_layer'] = 'silu' if made['swiglu_mlp'] else 'gelu'
   if 'width_factor' in made:
@@ -242,8 +251,7 @@ def _clip(made):
 
 
 def _clip_mean(made):
-  tower = _tokens(made, 'clip_vision_model', 'CLIP')
-  return {'model_type': 'clip', 'architectures': tower.pop('architectures'), 'vision_config': tower, 'text_config': {}}
+  return _tower(_tokens(made, 'clip_vision_model', 'CLIP'), 'clip')
 
 
 def _siglip(made):
@@ -252,8 +260,13 @@ def _siglip(made):
 
 
 def _siglip_mean(made):
-  tower = _tokens(made, 'siglip_vision_model', 'Siglip') | {'vision_use_head': False}
-  return {'model_type': 'siglip', 'architectures': tower.pop('architectures'), 'vision_config': tower, 'text_config': {}}
+  return _tower(_tokens(made, 'siglip_vision_model', 'Siglip') | {'vision_use_head': False}, 'siglip')
+
+
+def _tower(tower, kind):
+  """The config of two towers, of which the text's is any."""
+  architectures = tower.pop('architectures')
+  return {'model_type': kind, 'architectures': architectures, 'vision_config': tower, 'text_config': {}}
 
 
 def _dinov3(made):
@@ -318,6 +331,8 @@ def _bit(made):
 
 def _hybrid(made):
   last = len(made['layers'])
+  if not last or made['backbone'] != 'resnetv2':
+    raise ValueError(f'backbone={made["backbone"]!r}, layers={made["layers"]}')
   h, w = (-(-n // 2 ** (1 + last)) for n in vit.pair(made['img_size']))
   backbone = _stages(made, made['backbone_act']) | {
     'layer_type': 'bottleneck', 'global_padding': 'SAME', 'embedding_dynamic_padding': True,

@@ -6,9 +6,7 @@ import math
 from vit_jax import convert, models
 from vit_jax.models import vit
 
-# Arguments in which a user's model may differ from the file's: positions are resampled, pooling and head exchanged.
-OUTER = ('img_size', 'num_classes', 'global_pool', 'class_token', 'fc_norm')
-# ... and those that change no number when nothing is trained.
+# Arguments that change no number when nothing is trained.
 RATES = ('drop_rate', 'pos_drop_rate', 'proj_drop_rate', 'attn_drop_rate', 'drop_path_rate')
 IGNORED = ('dynamic_img_size', 'dynamic_img_pad', 'weight_init', 'fix_init', 'pos_drop_rate', 'patch_drop_rate')
 
@@ -20,23 +18,28 @@ def describe(shapes, says, *, name=None, overrides=None, file=''):
   label_names.   name, overrides: the caller's, used where the file does not say.   file: for messages.
   """
   if 'architecture' in says:
-    words = arguments(says.get('model_args') or {})
     pool = {'global_pool': says['global_pool']} if says.get('global_pool') else {}
-    tries, name = [pool | words], says['architecture']
+    name, words = says['architecture'], pool | arguments(says.get('model_args') or {})
+    made = fitted(models.canonical(name), words, shapes)[0]
   else:
     name = name or guess(shapes, file)
-    overrides = overrides or {}
-    inner = {key: value for key, value in overrides.items() if key not in OUTER}
-    tries = [overrides, inner, {}]
-  name = models.canonical(name)
-  found = []
-  for words in tries:
-    made, lines = fitted(name, words, shapes)
-    found.append((lines, made))
-    if not lines:
-      break
-  made = min(found, key=lambda one: len(one[0]))[1] if found[-1][0] else found[-1][1]
-  return {'name': name, 'architecture': made, **_row(says)}
+    made = _fitting(models.canonical(name), dict(overrides or {}), shapes)
+  return {'name': models.canonical(name), 'architecture': made, **_row(says)}
+
+
+def _fitting(name, words, shapes):
+  """Every argument of the file's model: the caller's words, without those that say where his is to differ from it."""
+  made, lines = fitted(name, words, shapes)
+  better = bool(lines)
+  while better:
+    better = False
+    for key in words:
+      less = {other: value for other, value in words.items() if other != key}
+      other, left = fitted(name, less, shapes)
+      if len(left) < len(lines):
+        words, made, lines, better = less, other, left, True
+        break
+  return made
 
 
 def arguments(words):

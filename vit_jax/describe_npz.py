@@ -49,14 +49,15 @@ def describe(shapes, *, numerics='google', name=None, img_size=None):
 
 
 def _nearest(base, made, preferred):
-  """The variant in which the fewest arguments differ; `preferred` if no more differ in it."""
+  """The variant of base's class in which the fewest arguments differ; `preferred` if in no other fewer do."""
   cls, _ = models.variant(base)
-  made = {key: value for key, value in made.items() if key != 'num_classes'}
-  near = models.nearest(cls, made)
-  if preferred is None or models.variant(preferred)[0] is not cls:
-    return near
-  differing = lambda name: sum(models.architecture(name)[key] != value for key, value in made.items())
-  return min(models.canonical(preferred), near, key=differing)
+  preferred = preferred and models.canonical(preferred)
+
+  def distance(name):  # num_classes left out: it is what people change
+    row = models.architecture(name)
+    return sum(row[key] != value for key, value in made.items() if key != 'num_classes'), name != preferred
+
+  return min((name for name, (kind, _) in models.VARIANTS.items() if kind is cls), key=distance)
 
 
 def looks(shapes):
@@ -218,18 +219,21 @@ def _told(img_size, pixels):
 
 
 def _grid(count, prefixes, told):
-  """((rows, columns), prefix tokens) of so many positions: what the caller says, a square, or of the told aspect."""
-  options = [(count - prefix, prefix) for prefix in prefixes if count > prefix]
-  for patches, prefix in options if told else ():
-    if told[0] * told[1] == patches:
+  """((rows, columns), prefix tokens) of so many positions: what the caller says, a square, or of the told aspect.
+
+  prefixes: how many of them may have no place, the usual number first; another one counts only if the caller's fits.
+  """
+  for prefix in prefixes if told else ():
+    if told[0] * told[1] == count - prefix:
       return told, prefix
-  for patches, prefix in options:
-    if math.isqrt(patches) ** 2 == patches:
-      return (math.isqrt(patches), math.isqrt(patches)), prefix
-  for patches, prefix in options if told else ():
+  patches = count - prefixes[0]
+  side = math.isqrt(patches)
+  if side and side * side == patches:
+    return (side, side), prefixes[0]
+  if told and patches:
     rows = round(math.sqrt(patches * told[0] / told[1]))
     if rows and rows * told[1] * rows == patches * told[0]:
-      return (rows, patches // rows), prefix
+      return (rows, patches // rows), prefixes[0]
   raise ValueError(
     f'{count} positions are no square of patches; say img_size=(height, width) of the images that they are for.'
   )

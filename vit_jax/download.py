@@ -85,7 +85,7 @@ def fetch(url, path, *, sha256=None, size=None, token=None):
           raise
         _discard(part)
         os.remove(part.name)
-        raise OSError(error.errno, f'{os.strerror(error.errno)}; the download was removed', str(path)) from None
+        raise OSError(error.errno, f'{error.strerror}; the download was removed', str(path)) from None
 
 
 @contextlib.contextmanager
@@ -100,12 +100,16 @@ def _part(path):
       _lock(file, path)
       if not _is_still(file, name):  # the other process has renamed it, or removed it
         continue
+      if path.is_file():  # it has finished between our look and our lock
+        os.remove(name)
+        continue
       try:
         yield file
       finally:
         if path.is_file():
           _forget(file)
         elif os.path.exists(name) and os.path.getsize(name) == 0:
+          _forget(file)
           os.remove(name)
       return
 

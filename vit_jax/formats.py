@@ -193,8 +193,7 @@ def _npz(path):
     info, begin, given, fortran = where
     try:
       with zipfile.ZipFile(path) as archive, archive.open(info.filename) as file:
-        flat = np.empty(info.file_size, np.uint8)
-        at = 0
+        flat, at = np.empty(info.file_size, np.uint8), 0
         while chunk := file.read(1 << 20):  # the last one checks the crc of all
           flat[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
           at += len(chunk)

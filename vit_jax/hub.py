@@ -20,21 +20,20 @@ from vit_jax.manifest import best_augreg, is_row, label_ids, labels, row, rows
 __all__ = ['find', 'is_row', 'label_ids', 'labels', 'places', 'repository', 'row', 'rows', 'sources']
 
 PREFIX = 'hf_hub:'
-WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+WEIGHTS, INDEX, PICKLE = 'model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin'
 
 
 def find(name, *, folder=None, unsafe=False):
   """The path of weights by name, downloaded if need be: a file, or the folder of a repository ('OWNER/NAME').
 
   name: as `row` takes it, or a repository's id, also as 'hf_hub:OWNER/NAME' and with '@REVISION'.
-  folder: a local folder, in place of $VIT_JAX_WEIGHTS.   unsafe: whether a PyTorch file (.pth) may be the answer.
+  folder: a local folder, in place of $VIT_JAX_WEIGHTS.   unsafe: whether a PyTorch file may be the answer.
 
   Raises ValueError for an unknown name, and where nothing is to be had: one line with what each source said and which
   file to put where; OSError where the disk is full.
   """
   if name.startswith(PREFIX) or '/' in name:
-    repo, _, revision = name.removeprefix(PREFIX).partition('@')
-    return repository(repo, revision or 'main', folder=folder)
+    return repository(name, folder=folder, unsafe=unsafe)
   found = _chosen(name, folder)
   reasons = []
   for kind, place in sources(found, folder=folder, unsafe=unsafe):
@@ -43,7 +42,7 @@ def find(name, *, folder=None, unsafe=False):
         if place.is_file():
           return place
       elif kind == 'hub':
-        return _weights(found['repo'], 'main')
+        return _weights(found['repo'], 'main', unsafe)
       elif found['url'] and place.endswith(_under_cache(found['url'])):
         return download.fetch(_quoted(place), cache() / _under_cache(found['url']), sha256=found['sha256'])
       else:
@@ -91,19 +90,22 @@ def places(found):
   return [word for word in ('hub' if found['repo'] else None, kind) if word]
 
 
-def repository(repo, revision='main', *, folder=None):
+def repository(repo, revision='main', *, folder=None, unsafe=False):
   """The folder with config.json and the weights of a repository of the hub, downloaded if need be.
 
-  repo: 'OWNER/NAME'.   revision: a branch, tag or commit.   folder: in place of $VIT_JAX_WEIGHTS; a folder OWNER/NAME
-  or NAME in it, with a config.json, comes before all else.   Errors as find.
+  repo: 'OWNER/NAME', also with '@REVISION'.   revision: a branch, tag or commit.   folder: in place of
+  $VIT_JAX_WEIGHTS; a folder OWNER/NAME or NAME in it, with a config.json, comes before all else.   unsafe: whether its
+  weights may be a pytorch_model.bin.   Errors as find.
   """
-  repo = repo.removeprefix(PREFIX)
+  repo, _, at = repo.removeprefix(PREFIX).partition('@')
+  revision = at or revision
   if repo.count('/') != 1 or not all(part.strip('.') for part in repo.split('/')):
     raise ValueError(f'{repo!r} names no repository; wanted OWNER/NAME, such as facebook/dinov2-small.')
   folder = folder or os.environ.get('VIT_JAX_WEIGHTS')
   local = [pathlib.Path(folder).expanduser() / name for name in (repo, repo.partition('/')[2])] if folder else []
+  wanted = (WEIGHTS, INDEX, PICKLE) if unsafe else (WEIGHTS, INDEX)
   for at in [*local, _repo_cache(repo, revision), hub_snapshot(repo, revision)]:
-    if at and (at / 'config.json').is_file() and any((at / name).is_file() for name in (WEIGHTS, INDEX)):
+    if at and (at / 'config.json').is_file() and any((at / name).is_file() for name in wanted):
       return at
   put = f'put its config.json and {WEIGHTS} into {_repo_cache(repo, revision)}'
   if offline():
@@ -114,7 +116,7 @@ def repository(repo, revision='main', *, folder=None):
     other = 'preprocessor_config.json'
     with contextlib.suppress(download.Missing):  # not every repository has one
       download.fetch(_address(repo, revision, other), at / other, token=_token())
-    _weights(repo, revision)  # last: with them, the folder is whole
+    _weights(repo, revision, unsafe)  # last: with them, the folder is whole
   except download.Unavailable as error:
     raise ValueError(f'{error}; or {put}.') from None
   return at
@@ -141,7 +143,7 @@ def hub_snapshot(repo, revision):
   return at if at.is_dir() else None
 
 
-def _weights(repo, revision):
+def _weights(repo, revision, unsafe):
   """Fetches a repository's weights, in one file or in shards; -> the path of the file or of the shards' index."""
   at = _repo_cache(repo, revision)
   try:
@@ -151,7 +153,9 @@ def _weights(repo, revision):
       # gets its name when its shards are there: an index beside half of them would look whole
       waiting = download.fetch(_address(repo, revision, INDEX), at / 'shards.json', token=_token())
     except download.Missing:
-      raise missing from None
+      if not unsafe:
+        raise download.Missing(f'{missing} (unsafe=True, --unsafe, would try its {PICKLE})') from None
+      return download.fetch(_address(repo, revision, PICKLE), at / PICKLE, token=_token())
   for shard in sorted(set(json.loads(waiting.read_text())['weight_map'].values())):
     if os.path.basename(shard) != shard:
       raise download.Unavailable(f'{repo} has an index that names {shard!r}, which is no file beside it')

@@ -62,10 +62,15 @@ def evaluate(opened, name, split, *, batch, task=None, mesh=None, **data):
   found = train.evaluate(
     model, pictures, task=tasks.make(**task or {}, classes=pictures.classes), batch=batch, mesh=mesh
   )
-  per_class = dict(zip(described['classes'] or classes, found.pop('per_class')))
+  per_class = dict(zip(_distinct(described.get('classes') or classes, described.get('ids')), found.pop('per_class')))
   asked = {'model': str(opened.path), 'weights': described['weights'], 'data': name, 'split': split}
   print(json.dumps({**asked, **found, 'per_class': per_class}))
   return found
+
+
+def _distinct(names, ids):
+  """Names that come once each: ImageNet has two cranes."""
+  return [f'{name} ({ids[i]})' if ids and names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def _classes(described, load):

@@ -108,10 +108,10 @@ def open_named(name, pretrained, *, overrides=None, numerics=None, unsafe=False)
   """
   row = None
   if pretrained is True and name.startswith(hub.PREFIX):
-    pretrained, name = hub.repository(name), None
-  elif name is not None and not models.is_name(name) and hub.is_row(name) or pretrained is True:
+    pretrained, name = hub.repository(name, unsafe=unsafe), None
+  elif pretrained is True or name is not None and not models.is_name(name) and hub.is_row(name):
     row = _row(name)
-    name, pretrained = row['arch'], hub.find(name) if pretrained is True else pretrained
+    name, pretrained = row['arch'], hub.find(row['name'], unsafe=unsafe) if pretrained is True else pretrained
   arguments = (overrides or {}) if row is None else row['architecture'] | (overrides or {})
   if row is not None and os.fspath(pretrained).endswith('.npz'):
     numerics = numerics or row['numerics']
@@ -119,6 +119,9 @@ def open_named(name, pretrained, *, overrides=None, numerics=None, unsafe=False)
   found = opened.described['name']
   if row is not None:
     opened.described.update(_row_words(row, opened.described))
+    if row['numerics'] == 'google' and opened.form == 'timm':  # the numbers are timm's copy, the network is Google's
+      made, words = opened.described['architecture'], {'act_layer': 'gelu_tanh', 'pos_resize': 'corner'}
+      made |= {key: word for key, word in words.items() if key in made and key not in arguments}
   if name is None or found is None:
     return opened, found
   return opened, models.canonical(name)
@@ -133,7 +136,9 @@ def _row_words(row, described):
 
 
 def _row(name):
-  if not hub.is_row(name):
+  if not hub.is_row(name) and models.is_name(name):
+    name = models.canonical(name)
+  if not hub.is_row(name) and models.is_name(name):
     raise ValueError(
       f'There are no published weights for {models.canonical(name)}; give pretrained=PATH, a run or a file of weights.'
     )

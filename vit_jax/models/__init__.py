@@ -62,8 +62,13 @@ def arguments(cls):
 def nearest(cls, made):
   """The variant of a class in which the fewest arguments differ from those of `made`, for weights that bear no name."""
   defaults = arguments(cls)
-  rows = {name: defaults | row for name, (kind, row) in VARIANTS.items() if kind is cls}
-  return min(rows, key=lambda name: sum(rows[name][key] != value for key, value in made.items()))
+  rows = {name: row for name, (kind, row) in VARIANTS.items() if kind is cls}
+
+  def distance(name):  # of two that differ as much, the one that says more
+    row = defaults | rows[name]
+    return sum(row[key] != value for key, value in made.items()), -sum(made[k] == v for k, v in rows[name].items())
+
+  return min(rows, key=distance)
 
 
 def architecture(name, **overrides):

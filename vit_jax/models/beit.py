@@ -91,9 +91,9 @@ class Beit(VisionTransformer):
   pools = ('avg', 'token', '')
 
   def __init__(
-    self, *, num_classes=1000, img_size: Size = 224, patch_size: Size = 16, in_chans=3, global_pool='avg',
-    embed_dim=768, depth=12, num_heads=12, qkv_bias=True, mlp_ratio=4.0, swiglu_mlp=False, drop_rate=0.0,
-    pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0, norm_eps=1e-6,
+    self, *, num_classes=1000, img_size: Size = 224, patch_size: Size = 16, crop_to_patches=False, in_chans=3,
+    global_pool='avg', embed_dim=768, depth=12, num_heads=12, qkv_bias=True, mlp_ratio=4.0, swiglu_mlp=False,
+    drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0, norm_eps=1e-6,
     init_values: float | None = None, use_abs_pos_emb=True, use_rel_pos_bias=False, use_shared_rel_pos_bias=False,
     use_fc_norm: bool | None = None, act_layer: str | None = None, pos_resize='bicubic', rel_pos_resize='geometric',
     scan=False, remat='none', attention='xla', rngs,
@@ -102,7 +102,8 @@ class Beit(VisionTransformer):
       raise ValueError(f"attention={attention!r} has no biases of relative positions here; choose attention='xla'.")
     self.use_rel_pos_bias, self.rel_pos_resize = use_rel_pos_bias, rel_pos_resize
     super().__init__(
-      num_classes=num_classes, img_size=img_size, patch_size=patch_size, in_chans=in_chans, global_pool=global_pool,
+      num_classes=num_classes, img_size=img_size, patch_size=patch_size, crop_to_patches=crop_to_patches,
+      in_chans=in_chans, global_pool=global_pool,
       embed_dim=embed_dim, depth=depth, num_heads=num_heads, qkv_bias=qkv_bias, mlp_ratio=mlp_ratio,
       mlp_layer='SwiGLU' if swiglu_mlp else 'Mlp', act_layer=act_layer or ('silu' if swiglu_mlp else 'gelu'),
       drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate,
@@ -118,6 +119,8 @@ class Beit(VisionTransformer):
 
   def context(self, rows, cols):
     """What blocks need to look up the relative positions of a grid of patches."""
+    if not self.use_rel_pos_bias and self.rel_pos_bias is None:
+      return {}
     index = positions.relative_index(rows, cols)
     resize = positions.relative_resize(self.grid, (rows, cols), self.rel_pos_resize)
     own = {'index': index, 'resize': resize} if self.use_rel_pos_bias else {}

@@ -27,9 +27,9 @@ class Eva(VisionTransformer):
   pools = ('avg', 'token', 'max', 'avgmax', '')
 
   def __init__(
-    self, *, num_classes=1000, img_size: Size = 224, patch_size: Size = 16, in_chans=3, global_pool='avg',
-    embed_dim=768, depth=12, num_heads=12, qkv_bias=True, k_bias=False, mlp_ratio=4.0, swiglu_mlp=False,
-    swiglu_align_to=0, drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0,
+    self, *, num_classes=1000, img_size: Size = 224, patch_size: Size = 16, crop_to_patches=False, in_chans=3,
+    global_pool='avg', embed_dim=768, depth=12, num_heads=12, qkv_bias=True, k_bias=False, mlp_ratio=4.0,
+    swiglu_mlp=False, swiglu_align_to=0, drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0,
     norm_eps=1e-6, init_values: float | None = None, class_token=True, num_reg_tokens=0, no_embed_class=False,
     use_abs_pos_emb=True, use_rot_pos_emb=False, rope_type='cat', rope_temperature=10_000.0, rope_rotate_half=False,
     use_fc_norm: bool | None = None, act_layer: str | None = None, pos_resize='bicubic', scan=False, remat='none',
@@ -46,8 +46,9 @@ class Eva(VisionTransformer):
     elif swiglu_mlp:
       mlp_layer, hidden = 'SwiGLUPacked', 2 * hidden
     super().__init__(
-      num_classes=num_classes, img_size=img_size, patch_size=patch_size, in_chans=in_chans, global_pool=global_pool,
-      embed_dim=embed_dim, depth=depth, num_heads=num_heads, qkv_bias=qkv_bias,
+      num_classes=num_classes, img_size=img_size, patch_size=patch_size, crop_to_patches=crop_to_patches,
+      in_chans=in_chans, global_pool=global_pool, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
+      qkv_bias=qkv_bias,
       mlp_ratio=(hidden + 0.5) / embed_dim,  # + 0.5: int(embed_dim * mlp_ratio) is hidden, whatever the rounding
       mlp_layer=mlp_layer, act_layer=act_layer or ('silu' if swiglu_mlp else 'gelu'), drop_rate=drop_rate,
       pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate,

@@ -1,8 +1,8 @@
 """Hybrids: a Vision Transformer whose patches are cut from the map of a convolutional backbone instead of the image.
 
 R50+ViT, R26+ViT and R+ViT (Dosovitskiy et al. 2020, arXiv:2010.11929, sec. 3.1; Steiner et al. 2021, arXiv:2106.10270)
-begin with a post-activation ResNetV2, or its stem alone. ResNet-D backbones: He et al. 2018, arXiv:1812.01187, sec. 4.2.
-Convolutional stem: MobileCLIP, arXiv:2311.17049.
+begin with a post-activation ResNetV2, or its stem alone. ResNet-D: He et al. 2018, arXiv:1812.01187, sec. 4.2.
+Convolutional stem of MobileCLIP: Vasu et al. 2023, arXiv:2311.17049.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from flax import nnx
 from vit_jax.models import layers as basics
 from vit_jax.models import resnet
 from vit_jax.models.vit import Size, VisionTransformer
+
 
 class BatchNorm(nnx.BatchNorm):
   """(b, h, w, c) -> the same, normalised by the batch's own statistics if there is a key, else by the running ones."""
@@ -61,7 +62,7 @@ class Bottleneck(nnx.Module):
 class ResNetD(nnx.Module):
   """Images (b, h, w, c) -> maps {'stem', 'stage0', ...}, the last (b, ceil(h/reduction), ceil(w/reduction), dim)."""
 
-  partial = True  # whether rows that are cut off by the border still give one of the map
+  partial = True  # whether rows that the border cuts off still give one of the map
 
   def __init__(self, in_chans, blocks, channels, stem_chs, *, act_layer, eps, rngs):
     resnet.check_stages(blocks, channels)

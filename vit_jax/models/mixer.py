@@ -35,7 +35,7 @@ class MlpMixer(nnx.Module):
   Arguments (timm's words):
     img_size: int or (h, w), pixels, the only size that it takes.   patch_size: int or (h, w), pixels.
     num_blocks, embed_dim: depth, width.   mlp_ratio: hidden units of the (patches', channels') layers / width.
-    num_classes: 0 = no head, a call gives what the head would read (b, d).   global_pool: 'avg', or '' logits per patch.
+    num_classes: 0 = no head, a call gives what the head would read (b, d).   global_pool: 'avg', '' logits per patch.
     act_layer: layers.ACTIVATIONS ('gelu_tanh' in the original release).   norm_eps: epsilon of all norms.
     drop_rate (head), proj_drop_rate, drop_path_rate (rises linearly with depth): probabilities, need a key to act.
     scan, remat: how it is computed, see blocks.Blocks.   attention: there is none, 'xla' is all it takes.

@@ -73,7 +73,7 @@ def avg_pool(x):  # (b, h, w, c) -> (b, ceil(h/2), ceil(w/2), c)
 
 
 class Numbered(nnx.Module):
-  """Modules as attributes '0', '1', ..., the names that a PyTorch Sequential gives them; {number: module} skips some."""
+  """Modules as attributes '0', '1', ..., as a PyTorch Sequential names them; a dict {number: module} skips some."""
 
   def __init__(self, modules):
     modules = dict(modules if isinstance(modules, dict) else enumerate(modules))
@@ -146,7 +146,7 @@ class Stem(nnx.Module):
   stem_type: how the pool is padded: '' by one everywhere, 'fixed' by one with zeros, 'same' as TensorFlow does.
   """
 
-  partial = True  # rows that are cut off by the border still give one of the map
+  partial = True  # rows that the border cuts off still give one of the map
 
   def __init__(self, in_chans, dim, *, stem_type, preact, style, rngs):
     check(stem_type=stem_type, conv_padding=style.conv_padding, conv_eps_on=style.conv_eps_on)
@@ -257,14 +257,14 @@ class ResNetV2(nnx.Module):
   Raises ValueError for a word that is none of these, and for channels that num_groups does not divide.
   """
 
-  partial = True  # rows that are cut off by the border still give one of the map: (ceil(h / reduction), ...)
+  partial = True  # rows that the border cuts off still give one of the map: it has ceil(h / reduction)
 
   def __init__(
-    self, *, num_classes=1000, img_size: int | tuple[int, int] = 224, in_chans=3, layers: tuple[int, ...] = (3, 4, 6, 3),
-    channels: tuple[int, ...] = (256, 512, 1024, 2048), global_pool='avg', width_factor=1, stem_chs=64, stem_type='',
-    conv_padding='fixed', avg_down=False, preact=True, bottle_ratio=0.25, act_layer='relu', num_groups=32,
-    norm_eps=1e-5, conv_eps=1e-6, conv_eps_on='var', drop_rate=0.0, drop_path_rate=0.0, scan=False, remat='none',
-    attention='xla', rngs,
+    self, *, num_classes=1000, img_size: int | tuple[int, int] = 224, in_chans=3,
+    layers: tuple[int, ...] = (3, 4, 6, 3), channels: tuple[int, ...] = (256, 512, 1024, 2048), global_pool='avg',
+    width_factor=1, stem_chs=64, stem_type='', conv_padding='fixed', avg_down=False, preact=True, bottle_ratio=0.25,
+    act_layer='relu', num_groups=32, norm_eps=1e-5, conv_eps=1e-6, conv_eps_on='var', drop_rate=0.0,
+    drop_path_rate=0.0, scan=False, remat='none', attention='xla', rngs,
   ):  # fmt: skip
     check(global_pool=global_pool)
     check_stages(layers, channels)

@@ -2,10 +2,10 @@
 
 python benchmarks/finetune.py --data=cifar10.npz --folder=/tmp/finetune
 
-Writes FOLDER/few (train/CLASS/x.png, test/CLASS/x.png) and FOLDER/rest.npz, then runs vit_jax four times, each of them in
-a workdir of its own under FOLDER: a small ViT on the rest; configs/finetune.py:FOLDER/pretrained,FOLDER/few with no other
-flag; and the same model without weights, once by the same recipe and once by AdamW with this model's own, for as many
-steps of as many pictures. What is finished is not done again.
+Writes FOLDER/few (train/CLASS/x.png, test/CLASS/x.png) and FOLDER/rest.npz, then runs vit_jax four times, each in a
+workdir of its own under FOLDER: a small ViT on the rest; configs/finetune.py:FOLDER/pretrained,FOLDER/few with no other
+flag; and the same model without weights, once by the same recipe and once by configs/cifar10.py's with AdamW, for as
+many steps of as many pictures. What is finished is not done again.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import measure
 import numpy as np
 from PIL import Image
 
-CLASSES = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
+CLASSES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 FEW = 200  # pictures of each class
 MODEL = {'patch_size': 8, 'embed_dim': 96}  # of configs/cifar10.py: a quarter of its tokens
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on your own pictures by the ViT paper's recipe, its length by the size of the data: finetune.py:MODEL,DATA.
+"""Fine-tuning on your own pictures by the ViT paper's recipe, as long as the data asks for: finetune.py:MODEL,DATA.
 
   python -m vit_jax.main --config=configs/finetune.py:MODEL,DATA --workdir=runs/mine
 
@@ -6,19 +6,18 @@ MODEL is the workdir of a run, a file or folder of weights, or a name with publi
 is anything that `vit_jax list datasets` explains: a folder, tfds:NAME, FILE.csv, .npz. Where it has no test split, a
 tenth of each class is held out.
 
-SGD with momentum 0.9 in batches of 512 at a rate of 0.03 (the middle of the paper's grid 0.001 to 0.06, arXiv:2010.11929
+SGD with momentum 0.9 in batches of 512 at a rate of 0.03 (in the paper's grids of 0.001 to 0.06, arXiv:2010.11929
 appendix B.1.1), cosine schedule, gradients clipped at norm 1, no weight decay, a fresh head that starts at zero,
 Inception crops and mirroring; size, crop, mean and std as the weights had them. Steps and mixup go by the number of
 pictures, as BiT's rule does (arXiv:1912.11370, section 3.3). With less than 512 pictures the batch is the largest power
-of two of them, and the rate falls in proportion. A batch is cut into as many parts as fit into memory.
+of two of them, and the rate falls in proportion. A batch is cut into as many parts as it takes to fit into memory.
 
   --config.optim.freeze=body          a linear probe: the head alone is trained
   --config.optim.body_lr=0.1          a lower rate for everything but the head
   --config.optim.layer_decay=0.75     ... and lower still towards the input
   --config.optim.lora=8               adapters of rank 8 on attention
 
-Expected: 53.94 % on CIFAR-10 with 200 pictures of each class and a small model of which the other 48,000 had made 55.02 %;
-the same without weights: 36 %. Measured in 400 CPU seconds: benchmarks/README.md.
+Expected: not measured.
 """
 
 import sys
@@ -53,9 +52,9 @@ def start(model):
   opened, name = pretrained.open_any(model)
   if name is None:
     raise ValueError(f'{model} was trained on a model that was changed in Python, which no name can rebuild.')
-  row = dict(opened.described['preprocessing'] or {})
+  row = dict(opened.described.get('preprocessing') or {})
   if not row:
-    print(f'{model} does not say how pictures are prepared for it: the defaults of data.load are taken.', file=sys.stderr)
+    print(f'{model} does not say how pictures are prepared for it: data.load has its defaults.', file=sys.stderr)
   by_name = not pretrained.is_path(model) and not model.startswith('hf_hub:')
   reset = [part for part in tuning.HEADS if hasattr(opened.model, part)]
   made = {'name': model, 'pretrained': True} if by_name else {'name': name, 'pretrained': str(opened.path)}

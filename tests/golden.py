@@ -1,4 +1,4 @@
-"""Tensors that other libraries computed, for the tests of models: weights, images and outputs of tests/goldens/small."""
+"""What other libraries computed, for the tests of models: weights, images and outputs of tests/goldens/small."""
 
 import json
 import pathlib

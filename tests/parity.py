@@ -331,6 +331,8 @@ def output(model, name, images, meta, inside):
   if base == 'features':
     given = model.features(images)
     return inside()['norm'] if isinstance(given, (list, tuple)) else given
+  if base == 'logits' and peer == 'BeitForMaskedImageModeling':  # of the patches alone
+    return model(images)[:, 1:]
   if base == 'logits' and meta.get('system') != 'mae':
     return model(images)
   return inside()[base]
@@ -488,9 +490,10 @@ def photograph(path, photo):
 
 
 def goldens(folders, pattern='*'):
-  """[(path, check)] of every golden in the folders and below, sorted; check: path -> Result."""
+  """[(path, check)] of every golden in the folders and below, or given as NAME.json, sorted; check: path -> Result."""
   found = []
-  for path in sorted(one for folder in folders for one in pathlib.Path(folder).rglob('*.json')):
+  paths = [pathlib.Path(folder) for folder in folders]
+  for path in sorted(one for path in paths for one in ([path] if path.is_file() else path.rglob('*.json'))):
     if not fnmatch.fnmatchcase(path.stem, pattern if set(pattern) & set('*?[') else f'*{pattern}*'):
       continue
     with contextlib.suppress(ValueError):

@@ -63,6 +63,7 @@ def test_the_index_says_which_way():
 def test_any_image_size(size):
   model = build(use_abs_pos_emb=True, use_shared_rel_pos_bias=True)
   assert peers.shape(model, images(*size)) == (2, 3)
+  assert peers.shape(build(crop_to_patches=True), images(size[0] + 3, size[1] + 7)) == (2, 3)
   assert peers.shape(model.features, images(*size)) == (2, 1 + size[0] * size[1] // 64, 16)
 
 

@@ -60,7 +60,9 @@ def test_bfloat16_dropping_and_gradients(kind):
   assert half.dtype == jnp.bfloat16
   assert np.abs(np.asarray(half, np.float32) - whole).max() < 4e-2 * whole.std()  # goldens hold `whole` to float64
   assert [path for path, g in state.flatten(grads).items() if not np.abs(g).max() > 0] == []
-  assert np.abs(dropped - whole).max() > 1e-3 and np.abs(run(x, np.float32(0), jax.random.key(1))[2] - dropped).max() > 0
+  assert (
+    np.abs(dropped - whole).max() > 1e-3 and np.abs(run(x, np.float32(0), jax.random.key(1))[2] - dropped).max() > 0
+  )
   np.testing.assert_array_equal(run(x, np.float32(1 - 1e-7), jax.random.key(0))[2], x)  # all images' branches are gone
 
 

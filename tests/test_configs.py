@@ -53,6 +53,7 @@ ROWS = {
   'fashion_mnist': (lambda folder: f':{npz(folder, (28, 28))}', MODEL | PLAIN),
   'cifar10': (lambda folder: f':{npz(folder, (32, 32, 3))}', MODEL | PLAIN),
   'folder': (lambda folder: f':vit_tiny_patch16_224,{pictures(folder)}', MODEL | PLAIN | {'model.img_size': 32}),
+  'finetune': (lambda folder: f':{weights(folder)},{pictures(folder)}', {'mesh.data': 8, 'batch_eval': 8}),
   'vit': (lambda folder: f':ViT-Ti_16,digits,{weights(folder)}', {'model.img_size': 32, 'batch': 64}),
 }
 
@@ -89,7 +90,7 @@ def test_three_steps_and_the_third_again(name, tmp_path, capsys):
   assert described['architecture']['embed_dim'] == 16, 'also where only the weights say so'
 
 
-@pytest.mark.parametrize('spec', ['folder', 'folder:ViT-B_16', 'folder:,x', 'vit', 'vit:ViT-B_16', 'vit:,x'])
+@pytest.mark.parametrize('spec', ['folder', 'folder:ViT-B_16', 'folder:,x', 'finetune:x', 'vit', 'vit:ViT', 'vit:,x'])
 def test_configs_with_arguments_say_which_they_want(spec):
   with pytest.raises(ValueError, match='is wanted, as in --config='):
     config.load(spec)

@@ -144,7 +144,8 @@ def test_a_round_trip_is_exact(kind, numerics, tmp_path):
   model, arrays = drawn(name, **arguments)
   formats.save_npz(tmp_path / 'w.npz', convert.written(convert_npz.entries(model), arrays))
   file = convert_npz.normal(formats.open_arrays(tmp_path / 'w.npz'))
-  found = convert_npz.describe(file.shapes, numerics=numerics, img_size=arguments.get('img_size'))
+  told = {key: arguments[key] for key in ('img_size', 'pos_embed') if key in arguments}
+  found = convert_npz.describe(file.shapes, numerics=numerics, **told)
   again = models.abstract(found['name'], **found['architecture'])
   entries = convert_npz.entries(again, file.shapes)
   assert not convert.differences(entries, file.shapes)

@@ -23,7 +23,9 @@ def test_every_tensor_is_timms():
   with jax.default_matmul_precision('highest'):
     inside, head, head_dist, logits = run(params)
   got = inside | {'features': inside['norm'], 'head': head, 'head_dist': head_dist, 'logits': logits}
-  assert {key: golden.error(got[key], want) <= tolerance for key, want in outputs.items()} == dict.fromkeys(outputs, True)
+  assert {key: golden.error(got[key], want) <= tolerance for key, want in outputs.items()} == dict.fromkeys(
+    outputs, True
+  )
   for key in ('head', 'head_dist', 'logits'):
     np.testing.assert_array_equal(inside[key], got[key])
 

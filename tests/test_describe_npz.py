@@ -89,6 +89,15 @@ def test_positions_that_are_no_square_need_a_word():
       describe_npz.describe(shapes, img_size=told)
 
 
+def test_positions_that_are_not_there():
+  gap, token = (shapes_of(**TINY | more | dict(pos_embed='sincos2d')) for more in (GAP, {}))
+  kind = lambda *args, **told: describe_npz.describe(*args, **told)['architecture']['pos_embed']
+  assert kind(gap) == kind(gap, name=VIT, pos_embed='sincos2d') == kind(token, pos_embed='sincos2d') == 'sincos2d'
+  for shapes, told in ((token, {}), (gap, dict(name=VIT)), (gap, dict(pos_embed='learn'))):
+    with pytest.raises(ValueError, match='pos_embedding is missing; if positions are computed'):
+      kind(shapes, **told)
+
+
 def test_positions_in_the_square_of_a_class_token():
   """Four by four patches without a row for the class token, in Google's place for them."""
   shapes = shapes_of(**TINY)

@@ -82,6 +82,7 @@ def test_arguments():
   assert shape('blocks/0/mlp/fc1_g/kernel', swiglu_align_to=8, **gated) == (16, 40)
   assert shape('blocks/0/mlp/fc1/kernel', **gated) == (16, 70)
   assert peers.shape(build(global_pool='', class_token=False), images(8, 24)) == (2, 4 + 3, 3)
+  assert peers.shape(build(crop_to_patches=True), images(20, 27)) == (2, 3)
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_resnet import agree, build, golden
+from test_resnet import agree, build, golden, listed
 
-from vit_jax import models, sharding, signatures, state
+from vit_jax import models, signatures, state
 from vit_jax.models import hybrid, vit
 
 SIZE = dict(embed_dim=24, depth=1, num_heads=3, mlp_ratio=2.0, num_classes=5, img_size=32)
@@ -126,12 +126,28 @@ def test_the_signature_shows_what_is_passed_on():
   assert own['drop_rate'] == parents['drop_rate'] and own['patch_size'][1] == 1
 
 
+# parameters, and the head of the sha256 of the listing, as test_resnet's
+TIMM = {
+  'vit_tiny_r_s16_p8_224': (6_337_704, 'feb22e26c2bd8466'),
+  'vit_tiny_r_s16_p8_384': (6_355_944, 'dda8a199b9ca1b9d'),
+  'vit_small_r26_s32_224': (36_431_912, '59867a614227a6f2'),
+  'vit_small_r26_s32_384': (36_468_392, 'ce486172d716ad2a'),
+  'vit_base_r26_s32_224': (101_383_976, '02faaa3a385e57b5'),
+  'vit_base_r50_s16_224': (97_890_112, '1cc296b92c911e0d'),
+  'vit_base_r50_s16_384': (98_950_952, 'ba5589d5ec371aa9'),
+  'vit_large_r50_s32_224': (328_994_856, 'cbdea64e15860782'),
+  'vit_large_r50_s32_384': (329_092_136, 'c6d070fc4946e0b1'),
+  'vit_small_resnet26d_224': (63_608_392, 'e84c75253c494b8e'),
+  'vit_small_resnet50d_s16_224': (57_531_976, '31e7ffffe5a880f7'),
+  'vit_base_resnet26d_224': (101_403_208, 'f44ad36e6f3ce6e3'),
+  'vit_base_resnet50d_224': (110_965_064, 'd5cd65ecfc933e20'),
+  'vit_base_mci_224': (86_349_056, '7c95efeaef949e9a'),
+}
+
+
 @pytest.mark.parametrize('name', hybrid.VARIANTS)
-def test_every_parameter_has_a_row_of_the_sharding_table(name):
-  params = state.split(models.abstract(name, depth=1))[1]
-  for path, leaf in state.flatten(params).items():
-    row = sharding.axes(path)
-    assert row is not None and (row == () or len(row) == leaf.ndim), path
+def test_every_name_lists_the_arrays_that_timm_lists(name):
+  assert listed(name) == TIMM[name]
 
 
 @pytest.mark.parametrize(

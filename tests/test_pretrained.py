@@ -82,7 +82,7 @@ def test_origin_is_text_that_survives_a_users_jit():
 @pytest.mark.parametrize(('arguments', 'said'), [
   (dict(name='vit_small_patch16_224', pretrained='WORKDIR'), 'holds a vit_tiny_patch16_224, not a vit_small'),
   (dict(name='vit_small_patch16_gap_224', pretrained=True), 'There are no published weights'),
-  (dict(name=NAME, pretrained='nowhere'), 'nowhere: give the workdir'),
+  (dict(name=NAME, pretrained='nowhere'), 'nowhere'),
   (dict(name=NAME, numerics='google'), "numerics='google'"),
   (dict(name=NAME, pretrained='WORKDIR', reset=('heads',)), "reset names 'heads', which neither model nor weights have"),
   (dict(name=NAME, pretrained='WORKDIR', embed_dim=32), 'differences'),

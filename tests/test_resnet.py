@@ -1,5 +1,6 @@
 """ResNet-v2 against tensors that timm computed in float64, its parts against numpy, and what it refuses."""
 
+import hashlib
 import json
 import pathlib
 
@@ -186,11 +187,33 @@ def test_what_has_no_meaning_is_refused_in_one_line(arguments, said):
   assert '\n' not in str(caught.value)
 
 
-def test_names_and_rows():
-  assert models.canonical('BiT-M-R101x3') == models.canonical('BiT-S-R101x3') == 'resnetv2_101x3_bit'
-  assert len(resnet.VARIANTS) == 6 and len(resnet.ALIASES) == 12
-  abstract = models.abstract('BiT-M-R50x1', num_classes=21843)
-  assert models.count(abstract) == 25_549_352 + (21843 - 1000) * 2049
-  for path, leaf in state.flatten(state.split(abstract)[1]).items():
+# parameters, and the head of the sha256 of the sorted lines 'key AxBxC' of the state dict, as timm 1.0.31 builds them
+TIMM = {
+  'resnetv2_50x1_bit': (25_549_352, 'f71751a8804474ad'), 'resnetv2_50x3_bit': (217_319_080, 'c3ea498783758478'),
+  'resnetv2_101x1_bit': (44_541_480, 'c04a7f0cdbd40095'), 'resnetv2_101x3_bit': (387_934_888, '0001094df83bebb6'),
+  'resnetv2_152x2_bit': (236_335_208, 'ad2d7377be911b40'), 'resnetv2_152x4_bit': (936_533_224, 'df3c2b906bafe26e'),
+}  # fmt: skip
+
+
+def listed(name):
+  """(parameters, hash of the listing) of a model by name, all of whose parameters the sharding table names."""
+  model = models.abstract(name)
+  for path, leaf in state.flatten(state.split(model)[1]).items():
     row = sharding.axes(path)
     assert row is not None and (row == () or len(row) == leaf.ndim), path
+  shapes = {key: entry.file_shape for entry in convert.timm(model) for key in entry.keys}
+  shapes |= dict.fromkeys(convert.counters(model), ())
+  lines = sorted(f'{key} {"x".join(map(str, shape))}' for key, shape in shapes.items())
+  return models.count(model), hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize('name', resnet.VARIANTS)
+def test_every_name_lists_the_arrays_that_timm_lists(name):
+  assert listed(name) == TIMM[name]
+
+
+def test_names():
+  assert models.canonical('BiT-M-R101x3') == models.canonical('BiT-S-R101x3') == 'resnetv2_101x3_bit'
+  assert len(resnet.ALIASES) == 12
+  abstract = models.abstract('BiT-M-R50x1', num_classes=21843)
+  assert models.count(abstract) == 25_549_352 + (21843 - 1000) * 2049

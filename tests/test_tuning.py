@@ -34,8 +34,8 @@ def same(one, two):
 def test_rates_are_beits_and_maes_formula():
   """lr * decay^(depth + 1 - layer), layer 0 the embedding, i + 1 block i, depth + 1 what follows."""
   found = tuning.rates(shapes(), layer_decay=0.5)
-  want = {'cls_token': 1 / 16, 'pos_embed': 1 / 16, 'patch_embed/proj/kernel': 1 / 16, 'blocks/0/norm1/scale': 1 / 8,
-          'blocks/1/attn/qkv/kernel': 1 / 4, 'blocks/2/mlp/fc2/bias': 1 / 2, 'norm/scale': 1, 'head/kernel': 1}  # fmt: skip
+  want = {'cls_token': 1 / 16, 'pos_embed': 1 / 16, 'patch_embed/proj/bias': 1 / 16, 'blocks/0/norm1/bias': 1 / 8,
+          'blocks/1/attn/qkv/kernel': 1 / 4, 'blocks/2/mlp/fc2/bias': 1 / 2, 'norm/bias': 1, 'head/bias': 1}  # fmt: skip
   assert {path: float(found[path]) for path in want} == want
   assert found.keys() == state.flatten(shapes()).keys()
 
@@ -60,7 +60,8 @@ def test_stages_of_blocks_are_counted_through():
 
 
 def test_a_backbone_below_a_transformer_is_its_embedding():
-  paths = ['patch_embed/backbone/stages/0/blocks/0/a', 'patch_embed/backbone/stages/1/blocks/3/a', 'blocks/0/b', 'norm/a']
+  backbone = 'patch_embed/backbone/stages'
+  paths = [f'{backbone}/0/blocks/0/a', f'{backbone}/1/blocks/3/a', 'blocks/0/b', 'norm/a']
   found = tuning.rates({path: jnp.zeros(1) for path in paths}, layer_decay=0.5)
   assert [float(found[path]) for path in paths] == [1 / 4, 1 / 4, 1 / 2, 1]
 
@@ -149,7 +150,7 @@ def test_adapters_of_full_rank_can_be_any_change():
 @pytest.mark.parametrize(('given', 'said'), [
   (dict(layer_decay=0.0), 'layer_decay is 0.0; it must be above 0 and at most 1'),
   (dict(layer_decay=1.1), 'layer_decay is 1.1'),
-  (dict(body_lr=0.0), "optim.freeze='body' trains the head only"),
+  (dict(body_lr=0.0), "optim.freeze='body' trains no body"),
   (dict(lora=0), 'a rank from 1'),
   (dict(lora=4, freeze='body'), 'optim.lora already freezes'),
 ], ids=str)  # fmt: skip
@@ -179,5 +180,5 @@ def test_models_without_blocks_or_attention_are_refused():
 
 
 def test_half_of_a_stacked_layer_cannot_be_frozen():
-  with pytest.raises(ValueError, match='step.scan trains them as one array; scan=False'):
+  with pytest.raises(ValueError, match='step.scan trains as one array; scan=False'):
     tuning.split(shapes(scan=True), how(freeze='blocks/0'), KEY)

@@ -18,8 +18,8 @@ from vit_jax.describe_npz import OUTSIDE, POSITIONS
 describe, looks, ignored = describe_npz.describe, describe_npz.looks, describe_npz.ignored
 aug_reg, describe_filename = describe_npz.aug_reg, describe_npz.describe_filename
 
-# Ours -> theirs, of modules and single parameters. {0}, {1} are the numbers of a path, {stage}, {unit} the same from 1;
-# a name in braces with commas stands for several arrays, of which ours is the stack.
+# Ours -> theirs, of modules and single parameters. {0} is the first number of a path; {stage} and {unit} are the first
+# two, counted from 1. Names with commas between them are several arrays, of which ours is the stack.
 _TRANSFORMER = {
   'cls_token': 'cls',
   'pos_embed': POSITIONS,
@@ -215,7 +215,7 @@ def numerics(model):
     raise ValueError(f'A Google .npz has no place for {_some(strange)}; choose another format (timm, hf).')
   shapes, ours, wrong = {key: e.file_shape for e in found for key in e.keys}, _said(model), []
   for name in describe_npz.NUMERICS:
-    base, made = describe_npz.read(shapes, name, grid=getattr(model, 'grid', None))
+    base, made = describe_npz.read(shapes, name, grid=getattr(model, 'grid', None), computed=True)
     reread = models.abstract(base, **made)
     lacking = [e.path for e in entries(reread, shapes) if not set(e.keys) <= set(shapes)]
     if lacking:

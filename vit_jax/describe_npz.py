@@ -26,16 +26,19 @@ EPS = 1e-6  # of every layer norm in these files
 CHANNELS = (256, 512, 1024, 2048)  # of a ResNet's stages
 
 
-def describe(shapes, *, numerics='google', name=None, img_size=None):
+def describe(shapes, *, numerics='google', name=None, img_size=None, pos_embed=None):
   """What a file is, by its shapes alone: name (nearest variant), architecture, num_classes, preprocessing.
 
   shapes: {name: shape} of a normal file.   numerics: 'google' (tanh GELU, positions resized between aligned corners,
   squash without antialias) or 'timm' (exact GELU, half-pixel positions, bicubic and centre crop).   name: preferred
   among equally near.   img_size: (h, w), for a file whose patches are no square: their size, or one of their aspect.
+  pos_embed: 'sincos2d' for a file that holds no positions because they are computed; without a word it is believed of
+  one that has no class token and is asked for by no name, else they are missing.
 
   Raises ValueError in one line for what is no such file.
   """
-  base, fixed = read(shapes, numerics, img_size=img_size)
+  computed = pos_embed == 'sincos2d' or pos_embed is None and name is None and 'cls' not in shapes
+  base, fixed = read(shapes, numerics, img_size=img_size, computed=computed)
   architecture = models.architecture(base, **fixed)
   size = vit.pair(architecture['img_size'])
   if numerics == 'google':
@@ -94,14 +97,20 @@ def _kind(shapes):
   )
 
 
-def read(shapes, numerics, *, img_size=None, grid=None):
-  """(variant of the file's class, arguments that make it the file's) of a normal file."""
+def read(shapes, numerics, *, img_size=None, grid=None, computed=False):
+  """(variant of the file's class, arguments that make it the file's) of a normal file.
+
+  grid: (rows, columns) of patches, where it is known.   computed: whether positions that are not there are computed.
+  """
   if numerics not in NUMERICS:
     raise ValueError(
       f"numerics is {numerics!r}; choose 'google' (as the file was trained) or 'timm' (as timm reads it)."
     )
   shapes = {key: tuple(map(int, shape)) for key, shape in shapes.items() if not ignored(key)}
-  return _READERS[_kind(shapes)](shapes, numerics, img_size, grid)
+  kind = _kind(shapes)
+  if kind in ('vit', 'hybrid') and not computed and not {OUTSIDE, POSITIONS} & set(shapes):
+    raise ValueError(f"{POSITIONS} is missing; if positions are computed and not stored, say pos_embed='sincos2d'.")
+  return _READERS[kind](shapes, numerics, img_size, grid)
 
 
 def _shape(shapes, key, rank):

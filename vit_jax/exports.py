@@ -78,8 +78,8 @@ def export(
   out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as room:
     made = pathlib.Path(room) / out.name
-    _WRITERS[to](model, described, made)
-    checks = check(model, described, to, made, images) if verify else {}
+    file, entries = _WRITERS[to](model, described, made)
+    checks = _bits(model, file, entries) | _outputs(model, described, to, made, images) if verify else {}
     os.replace(made, out)
   return checks
 
@@ -130,6 +130,7 @@ def _to_timm(model, described, folder):
   arrays = itertools.chain(convert.written(convert.timm(plain), _leaves(model)), counters)
   formats.save_safetensors(folder / 'model.safetensors', arrays, {'format': 'pt'})
   _json(folder / 'config.json', config)
+  return folder / 'model.safetensors', convert.timm(plain)
 
 
 def timm_config(described):
@@ -139,17 +140,18 @@ def timm_config(described):
 
   name, made = described['name'], described['architecture']
   cls, row = models.variant(name)[0], models.architecture(name)
-  says = _SAYS.get(cls.__name__, '').split()
-  differs = {
-    key: value for key, value in made.items() if key not in _SILENT and _tuple(value) != _tuple(row[key])
-  }  # fmt: skip
-  for key, value in differs.items():
-    if key not in says or value in _NO_VALUE.get(key, ()):
+  if cls.__name__ not in _SAYS:
+    raise ValueError(f'timm has no {name}; export to another format ({_others("timm")}).')
+  says = _SAYS[cls.__name__].split()
+  differs = {key: value for key, value in made.items() if _tuple(value) != _tuple(row[key]) and key not in _SILENT}
+  for key, value in list(differs.items()):
+    if key in says and value not in _NO_VALUE.get(key, ()):
+      continue
+    if _outline(name, made | {key: row[key]}) != _outline(name, made):
       raise ValueError(
         f'timm has no {name} with {key}={value!r}, only {row[key]!r}; export to another format ({_others("timm")}).'
       )
-  if cls.__name__ in ('Beit', 'Eva') and 'act_layer' in differs:
-    raise ValueError(f"timm's {cls.__name__} takes no act_layer; export to another format ({_others('timm')}).")
+    del differs[key]  # another way to say the same
   words = {key: list(v) if isinstance(v, tuple) else v for key, v in differs.items() if key != 'num_classes'}
   if words.get('pos_embed') == 'none':
     words['pos_embed'] = ''
@@ -170,6 +172,17 @@ def timm_config(described):
   }  # fmt: skip
 
 
+def _outline(name, made):
+  """What tells two models of a class apart, but for their numbers; the reason where there is no such model."""
+  from vit_jax import models, state
+
+  try:
+    graphdef, params, _ = state.split(models.abstract(name, **made))
+  except ValueError as problem:
+    return str(problem)
+  return graphdef, {path: leaf.shape for path, leaf in state.flatten(params).items()}
+
+
 def _tuple(value):
   """One form for the two ways to say a square's size, and for a list."""
   value = tuple(value) if isinstance(value, (list, tuple)) else value
@@ -183,21 +196,23 @@ def _others(to):
 def _to_hf(model, described, folder):
   from vit_jax import convert, convert_hf, formats
 
-  plain = _plain(described)
   config, preprocessor = convert_hf.config(described), convert_hf.preprocessor(described)
-  entries = convert_hf.entries(plain, config)
+  entries = convert_hf.entries(_plain(described), config)
   folder.mkdir()
   zeros = ((key, np.zeros(shape, np.float32)) for key, shape in convert_hf.unread(config).items())
   arrays = itertools.chain(convert.written(entries, _leaves(model)), zeros)
   formats.save_safetensors(folder / 'model.safetensors', arrays, {'format': 'pt'})
   _json(folder / 'config.json', config)
   _json(folder / 'preprocessor_config.json', preprocessor)
+  return folder / 'model.safetensors', entries
 
 
 def _to_npz(model, described, path):
   from vit_jax import convert, convert_npz, formats
 
-  formats.save_npz(path, convert.written(convert_npz.entries(_plain(described)), _leaves(model)))
+  entries = convert_npz.entries(_plain(described))
+  formats.save_npz(path, convert.written(entries, _leaves(model)))
+  return path, entries
 
 
 _WRITERS = {'timm': _to_timm, 'hf': _to_hf, 'npz': _to_npz}
@@ -206,54 +221,43 @@ _WRITERS = {'timm': _to_timm, 'hf': _to_hf, 'npz': _to_npz}
 # ---------------------------------------------------------------------------------------------------------- checking
 
 
-def check(model, described, to, path, images=None):
-  """{check: figure} of an export just written; ValueError in one line for the first that fails.
+def _bits(model, file, entries):
+  """{check: figure}: what a file just written holds is the model's, to the bit."""
+  from vit_jax import convert, formats
 
-  Its arrays read back strictly are ours to the bit; the model read back, and the other library's where it can be
-  imported, give our logits on `images` (a folder, None = the embedded digits), prepared as the row says.
-  """
+  ours, theirs = _leaves(model), convert.Converted(entries, formats.open_arrays(file))
+  other = [path for path in ours if np.asarray(ours[path]).tobytes() != np.asarray(theirs[path]).tobytes()]
+  if other or len(ours) != len(theirs):
+    raise ValueError(f'{file.name} read back differs in {len(other)} arrays: {", ".join(other[:5])}.')
+  return {'arrays read back, equal in every bit': len(ours)}
+
+
+def _outputs(model, described, to, path, images):
+  """{check: figure}: what the export computes here, read strictly by what it says itself, and in its own library."""
   import jax
 
-  again = _reread(described, to, path)
-  ours, theirs = _leaves(model), _leaves(again)
-  other = [key for key in sorted({*ours, *theirs}) if not _same(ours.get(key), theirs.get(key))]
-  if other:
-    raise ValueError(f'{path.name} read back differs in {len(other)} arrays: {", ".join(other[:5])}.')
-  checks = {'arrays read back, equal in every bit': len(ours)}
   pixels, what = _pixels(described, images)
   with jax.default_matmul_precision('highest'):
     wanted = _logits(model, pixels)
-    _compared(checks, f'logits of the model read back, on {what}: largest difference', _logits(again, pixels), wanted)
-  peer = {'timm': _timm_logits, 'hf': _hf_logits, 'npz': _npz_logits}[to]
-  library = 'transformers' if to == 'hf' else 'timm'
+    again = _logits(_reread(described, to, path), pixels)
+  checks = _compared(f'logits of the model read back, on {what}: largest difference', again, wanted)
+  library, run = {'timm': ('timm', _timm_logits), 'hf': ('transformers', _hf_logits), 'npz': ('timm', _npz_logits)}[to]
   try:
     __import__(library)
   except Exception as problem:  # a library that is broken here is as good as none
-    checks[f'logits of {library}'] = (
-      f'not compared: {library} cannot be imported ({" ".join(str(problem).split())[:80]})'
-    )
-    return checks
-  _compared(checks, f'logits of {library}, on {what}: largest difference', peer(path, described, pixels), wanted)
-  return checks
-
-
-def _same(a, b):
-  if a is None or b is None:
-    return False
-  a, b = np.asarray(a), np.asarray(b)
-  return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    return checks | {f'logits of {library}': f'not compared, it cannot be imported ({str(problem)[:80]})'}
+  return checks | _compared(f'logits of {library}, on {what}: largest difference', run(path, described, pixels), wanted)
 
 
 def _reread(described, to, path):
+  """The model of an export, by what the export says; a grid that is no square a Google .npz has to be told."""
   from vit_jax import convert_npz, pretrained
 
-  if to != 'npz':
-    return pretrained.load(path)[0]
+  numerics = convert_npz.numerics(_plain(described)) if to == 'npz' else None
   made = described['architecture']
-  told = {key: made[key] for key in ('img_size', 'num_classes') if key in made}
-  return pretrained.create_model(
-    described['name'], pretrained=str(path), numerics=convert_npz.numerics(_plain(described)), **told
-  )
+  if to != 'npz' or isinstance(_tuple(made['img_size']), int):
+    return pretrained.load(path, numerics=numerics)[0]
+  return pretrained.create_model(described['name'], pretrained=str(path), numerics=numerics, **made)
 
 
 def _pixels(described, images):  # -> (b, h, w, 3) float32
@@ -275,32 +279,31 @@ def _pixels(described, images):  # -> (b, h, w, 3) float32
 
 
 def _logits(model, pixels):
-  """What a call gives; of MAE, whose call hides patches, what its encoder gives."""
   import jax
 
   from vit_jax import state
 
   graphdef, params, rest = state.split(model)
-  return np.asarray(jax.jit(lambda p, x: state.merge(graphdef, p, rest)(x))(params, pixels))
+  return np.asarray(jax.jit(lambda params, x: state.merge(graphdef, params, rest)(x))(params, pixels))
 
 
-def _compared(checks, words, got, wanted):
-  """Adds the largest difference to checks; ValueError if it is more than float32 explains."""
-  if got.shape != wanted.shape:
+def _compared(words, got, wanted):
+  """{words: the largest difference}; ValueError if it is more than float32 explains."""
+  if got.size != wanted.size:
     raise ValueError(f'{words}: {got.shape}, ours {wanted.shape}.')
-  difference, spread = float(np.abs(got - wanted).max()), max(float(wanted.std()), 1e-6)
-  figure = f'{difference:.2g} ({difference / spread:.2g} of their std)'
-  if not difference <= CLOSE * spread:
-    raise ValueError(f'{words} {figure}, wanted at most {CLOSE} of the std.')
-  checks[words] = figure
+  difference = float(np.abs(got.reshape(wanted.shape) - wanted).max())
+  share = difference / max(float(wanted.std()), 1e-6)
+  if not share <= CLOSE:
+    raise ValueError(f'{words} {difference:.2g}, {share:.2g} of their std, wanted at most {CLOSE}.')
+  return {words: f'{difference:.2g} ({share:.2g} of their std)'}
 
 
-def _run_torch(model, pixels):
+def _run_torch(model, pixels, **inputs):
   """What a PyTorch model gives for (b, h, w, c): its logits, or what stands for them."""
   import torch
 
   with torch.no_grad():
-    out = model.eval()(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))))
+    out = model.eval()(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))), **inputs)
   if not isinstance(out, torch.Tensor):
     out = next(out[key] for key in ('logits', 'image_embeds', 'pooler_output') if key in out)
   return out.numpy()
@@ -313,14 +316,18 @@ def _timm_logits(path, described, pixels):
 
 
 def _hf_logits(path, described, pixels):
+  import torch
   import transformers
 
-  cls = getattr(transformers, json.loads((path / 'config.json').read_text())['architectures'][0])
-  model, told = cls.from_pretrained(path, output_loading_info=True)
+  config = json.loads((path / 'config.json').read_text())
+  cls, hides = getattr(transformers, config['architectures'][0]), 'mask_ratio' in config
+  model, told = cls.from_pretrained(path, output_loading_info=True, **({'mask_ratio': 0.0} if hides else {}))
   lost = [*told['missing_keys'], *told['unexpected_keys']]
   if lost:
     raise ValueError(f'transformers misses or does not know {len(lost)} arrays: {", ".join(lost[:5])}.')
-  return _run_torch(model, pixels)
+  count = (config['image_size'] // config['patch_size']) ** 2 if hides else 0  # nothing hidden, nothing shuffled
+  noise = {'noise': torch.arange(count).float().expand(len(pixels), count)} if hides else {}
+  return _run_torch(model, pixels, **noise)
 
 
 def _npz_logits(path, described, pixels):

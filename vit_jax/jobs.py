@@ -35,7 +35,8 @@ def run(config, workdir, *, extend=False):
       raise ValueError("job 'evaluate' needs --workdir=DIR, the folder of a run.")
     wanted = {key: config['data'][key] for key in ('holdout', 'threads', 'max_unreadable', 'data_dir')}
     name, split = config['data']['name'], config['data']['test']
-    return evaluate(pretrained.open_any(workdir)[0], name, split, batch=config['batch_eval'], task=config['task'], mesh=devices, **wanted)
+    wanted |= {'batch': config['batch_eval'], 'task': config['task'], 'mesh': devices}
+    return evaluate(pretrained.open_any(workdir)[0], name, split, **wanted)
   if config['job'] == 'inference_time':
     create, _, size = _model(config, options)
     return bench.report(create(), size, batch=config['batch'], dtype=options.dtype)
@@ -95,7 +96,7 @@ def _classes(described, load):
 
 
 def _model(config, options):
-  """(function that makes the config's model, its shapes, its image size); raises ValueError for what cannot be built."""
+  """(function that makes the config's model, its shapes, its image size); ValueError for what cannot be built."""
   wanted = dict(config['model'])
   fixed = {key: wanted.pop(key) for key in signatures.signature(pretrained.create_model, ('seed',)) if key in wanted}
   made = pretrained.architecture_of(fixed['name'], fixed['pretrained']) | wanted
@@ -127,8 +128,8 @@ def _accumulated(config, workdir, devices):
   choices = [n for n in range(1, batch + 1) if batch % n == 0 and batch // n % copies == 0] or [1]
   parts = next((n for n in choices if batch / n / copies * picture <= room), choices[-1])
   if parts > 1:
-    print(f'batches of {batch} in {parts} parts of {batch // parts}: a picture takes about {picture / 2**20:,.0f} MB of '
-          f'activations, and there is room for {room / 2**20:,.0f} MB', file=sys.stderr)  # fmt: skip
+    needs = f'a picture takes about {picture / 2**20:,.1f} MB of activations, and {room / 2**20:,.0f} MB are there'
+    print(f'batches of {batch} in {parts} parts of {batch // parts}: {needs}', file=sys.stderr)
   return _with_parts(config, parts)
 
 
@@ -150,15 +151,16 @@ def _unbalance(source):
 
 
 def _patience(config, shapes, size):
-  """A line with the hours that a run on a CPU will take at least, where these are some; the recipe is left as it is."""
-  if models.count(shapes) * config['batch'] * config['total_steps'] < 1e12:  # an hour or so at worst: not worth counting
+  """A line with the hours that a run on a CPU will take at least, where these are some; the recipe stays as it is."""
+  pictures = config['batch'] * config['total_steps']
+  if models.count(shapes) * pictures < 1e12:  # an hour or so at worst: not worth asking XLA
     return None
-  work = 3 * bench.forward_gflops(shapes, size) * config['batch'] * config['total_steps']
+  work = 3 * bench.forward_gflops(shapes, size) * pictures
   hours = work / bench.cpu_gflops() / 3600
   if hours < 1:
     return None
-  return (f'this will take at least {hours:,.0f} hours here: {config["total_steps"]:,} steps of {config["batch"]} pictures '
-          f'are {work / 1e6:,.1f} PFLOP; a GPU, --config.total_steps or a smaller model or img_size help')  # fmt: skip
+  return (f'this will take at least {hours:,.0f} hours here: {pictures:,} pictures are {work / 1e6:,.1f} PFLOP; a GPU, '
+          'fewer --config.total_steps, a smaller model or img_size help')  # fmt: skip
 
 
 def _train(config, workdir, devices, *, extend):

@@ -44,9 +44,10 @@ def make(
   ema: decay of averaged weights, which are then what is evaluated; None = none.
 
   What is trained: freeze: parameters that stay as they are, by path, its first parts (blocks/0) or patterns
-  (*/mlp/fc1), or 'body': all but the head, a linear probe.   lora: rank of adapters on the attention kernels, which with
-  the head are then all that is trained; they are scaled by lora_alpha / lora.   body_lr: what the rate of everything but
-  the head is multiplied by.   layer_decay: likewise that of each layer, counted from the head (tuning.rates).
+  (*/mlp/fc1), or 'body': all but the head, a linear probe.   lora: rank of adapters on the attention kernels, which
+  with the head are then all that is trained; they are scaled by lora_alpha / lora.   body_lr: what the rate of
+  everything but the head is multiplied by.   layer_decay: likewise that of each layer, counted from the head
+  (tuning.rates).
   """
   if name not in OPTIMIZERS:
     near = difflib.get_close_matches(str(name), OPTIMIZERS, 1, 0.2) or OPTIMIZERS

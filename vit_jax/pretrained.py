@@ -2,15 +2,11 @@
 
 import json
 import os
-import re
 
 from flax import nnx
-import jax
-import jax.numpy as jnp
 
-from vit_jax import hub, models, state
+from vit_jax import fill, hub, models
 from vit_jax import weights as weights_lib
-from vit_jax.models import positions
 
 
 def create_model(
@@ -41,7 +37,7 @@ def create_model(
     return _build(name, num_classes, seed, row | architecture, execution)
   opened, name = open_named(name, pretrained, overrides=architecture, numerics=numerics, unsafe=unsafe)
   made = _wanted(opened, name, num_classes, architecture)
-  return _filled(opened, name, made, tuple(reset), seed, execution)
+  return _remember(fill.filled(opened, name, made, reset=tuple(reset), seed=seed, **execution), name, made)
 
 
 def load(path, *, arch=None, numerics=None, unsafe=False):
@@ -63,7 +59,7 @@ def filled(opened):
       f'{opened.path} was trained on a model that was changed in Python; rebuild it, and vit_jax.state.update it with '
       f'vit_jax.pretrained.weights({str(opened.path)!r}).'
     )
-  return _filled(opened, described['name'], described['architecture'], (), 0, {}), described
+  return _remember(fill.filled(opened, described['name'], described['architecture']), described['name'], described['architecture']), described
 
 
 def describe(path, *, arch=None, numerics=None, unsafe=False):
@@ -175,7 +171,7 @@ def _wanted(opened, name, num_classes, overrides):
 def _outline(name, arguments):
   """{path: shape} of a model; what is wrong with the arguments where there is none."""
   try:
-    return {path: leaf.shape for path, leaf in _shapes(models.abstract(name, **arguments)).items()}
+    return fill.shapes(models.abstract(name, **arguments))
   except ValueError as error:
     return str(error)
 
@@ -197,108 +193,4 @@ def origin(model):
   if not hasattr(model, 'origin'):
     return None
   made = json.loads(model.origin)
-  own = {path: leaf.shape for path, leaf in _shapes(model).items()}
-  return made if _outline(made['name'], made['architecture']) == own else None
-
-
-def _shapes(model):
-  """{path: leaf} of all arrays of a model, a name for each layer."""
-  return state.flatten(jax.eval_shape(lambda: state.unstack(_tree(model))))
-
-
-def _tree(model):
-  _, params, rest = state.split(model)
-  return state.combine(params, rest)
-
-
-def _filled(opened, name, made, reset, seed, execution):
-  """The model with the weights put in, strictly: all that may differ is named by `reset`."""
-  same = (name, made) == (opened.described['name'], opened.described['architecture'])
-  model = opened.model if same else models.abstract(name, **made)
-  want = {path: leaf.shape for path, leaf in _shapes(model).items()}
-  arrays = opened.converted()
-  have = _renamed(arrays.shapes(), want)
-  resampled = _resampled(opened.model, model, have, want)
-  _check(opened, name, have, want, reset, resampled)
-  fresh = _fresh(name, made, reset, seed, want) if reset else {}
-  leaves = {}
-  for path in want:
-    if path in fresh:
-      leaves[path] = fresh[path]
-    else:
-      leaf = arrays[have[path][0]]
-      leaf = leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-      leaves[path] = resampled[path](leaf) if path in resampled else leaf
-  if execution:
-    model = models.abstract(name, **made, **execution)
-  values = state.unflatten(leaves)
-  nnx.update(model, state.stack(values) if execution.get('scan') else values)
-  return _remember(model, name, made)
-
-
-def _renamed(shapes, want):
-  """{path the model has: (path in the file, shape)}: a norm before pooling serves as one after it, or the reverse."""
-  have = {path: (path, shape) for path, shape in shapes.items()}
-  for ours, theirs in (('norm', 'fc_norm'), ('fc_norm', 'norm')):
-    if f'{ours}/scale' in want and f'{ours}/scale' not in have and f'{theirs}/scale' not in want:
-      for path in [p for p in have if p.startswith(f'{theirs}/')]:
-        have[ours + path.removeprefix(theirs)] = have.pop(path)
-  return have
-
-
-def _resampled(file, model, have, want):
-  """{path: function} for position tables of another grid, or with rows of tokens that the model does not have."""
-  out = {}
-  for path, shape in want.items():
-    if path not in have or have[path][1] == shape or not hasattr(model, 'grid'):
-      continue
-    if path == 'pos_embed':
-      old, new = tuple(file.grid), tuple(model.grid)
-      prefix, kept = have[path][1][1] - old[0] * old[1], shape[1] - new[0] * new[1]
-      if 0 <= kept <= prefix and have[path][1][2] == shape[2]:
-        out[path] = lambda a, old=old, new=new, prefix=prefix, kept=kept: _kept(
-          positions.resize_table(a, old, new, prefix=prefix, method=model.pos_resize), prefix, kept
-        )
-    elif path.endswith('relative_position_bias_table') and have[path][1][1] == shape[1]:
-      from vit_jax.models import beit
-
-      out[path] = lambda a: beit.resize_relative_positions(a, tuple(file.grid), tuple(model.grid))
-  return out
-
-
-def _kept(table, prefix, kept):  # (1, prefix + n, d) -> (1, kept + n, d)
-  return table if kept == prefix else jnp.concatenate([table[:, :kept], table[:, prefix:]], axis=1)
-
-
-def _check(opened, name, have, want, reset, resampled):
-  """Raises a ValueError that lists every difference which `reset` does not name."""
-  under = lambda path: any(path == part or path.startswith(f'{part}/') for part in reset)
-  for part in reset:
-    if not any(path == part or path.startswith(f'{part}/') for path in {*have, *want}):
-      tops = ', '.join(dict.fromkeys(path.split('/')[0] for path in want))
-      raise ValueError(f'reset names {part!r}, which neither model nor weights have; the model has {tops}.')
-  dropped = ('decoder', 'mask_token') if 'decoder_embed/kernel' in have and 'decoder_embed/kernel' not in want else ()
-  lines = [f'missing {p} {want[p]}' for p in sorted(want.keys() - have.keys()) if not under(p)]
-  lines += [
-    f'extra {p} {have[p][1]}' for p in sorted(have.keys() - want.keys()) if not under(p) and not p.startswith(dropped)
-  ]
-  both = [p for p in sorted(want.keys() & have.keys()) if not under(p) and p not in resampled]
-  lines += [f'{p} is {have[p][1]}, wanted {want[p]}' for p in both if have[p][1] != want[p]]
-  if lines:
-    heads = all(re.search(r' ?\bhead(_dist)?/', line) for line in lines)
-    more = "; reset=('head',) gives a fresh head" if heads else ''
-    raise ValueError(
-      f'The weights of {opened.path} do not fit {name} as it was asked for ({len(lines)} differences): '
-      f'{"; ".join(lines)}{more}'
-    )
-
-
-def _fresh(name, made, reset, seed, want):
-  """{path: array} of the parts that stay freshly drawn: XLA computes nothing else of the whole draw."""
-  wanted = [path for path in want if any(path == part or path.startswith(f'{part}/') for part in reset)]
-
-  def draw():
-    leaves = state.flatten(_tree(models.build(name, rngs=nnx.Rngs(seed), **made)))
-    return {path: leaves[path] for path in wanted}
-
-  return jax.jit(draw)() if wanted else {}
+  return made if _outline(made['name'], made['architecture']) == fill.shapes(model) else None

@@ -28,7 +28,8 @@ TABLE = (
   (r'(head|head_dist|pre_logits|decoder_embed|decoder_pred)/kernel', ('fsdp', None)),
   (r'(in_proj|attn_out_proj|mlp_out_proj|out_proj)/kernel', ('fsdp', None)),
   (r'(q_bias|k_bias|v_bias|gamma_1|gamma_2|relative_position_bias_table|mask_token|decoder_pos_embed)', ()),
-  (r'(cls_token|reg_token|dist_token|mlp_bias|lambda_[qk][12]|pos_embed|latent|scale|bias|gamma|lora_a|lora_b|lora_scale)', ()),
+  (r'(cls_token|reg_token|dist_token|mlp_bias|lambda_[qk][12]|pos_embed|latent|scale|bias|gamma)', ()),
+  (r'(lora_a|lora_b|lora_scale)', ()),
 )
 
 
@@ -94,7 +95,8 @@ def shardings(mesh, tree):
 
   So the optimizer's moments and the averaged weights are cut like their parameters, and counters are replicated.
   """
-  shapes = {path: leaf.shape for name in ('params', 'frozen') for path, leaf in state.flatten(tree.get(name, {})).items()}
+  whole = {**state.flatten(tree['params']), **state.flatten(tree.get('frozen', {}))}
+  shapes = {path: leaf.shape for path, leaf in whole.items()}
 
   def place(key_path, leaf):
     keys = [str(entry.key) for entry in key_path if isinstance(entry, jax.tree_util.DictKey)]

@@ -1,8 +1,8 @@
 """The run, top to bottom: build, restore, step, evaluate, save. One step serves every kind of training.
 
 The state of a run is one dict of arrays: step, params, rest, opt, with averaged weights ema, and where some parameters
-are not trained, these as frozen. It holds no random state, because keys and pictures are pure functions of (seed, step),
-so a resumed run repeats lost steps bit for bit.
+are not trained, these as frozen. It holds no random state, because keys and pictures are pure functions of
+(seed, step), so a resumed run repeats lost steps bit for bit.
 """
 
 import contextlib
@@ -33,8 +33,9 @@ class Step:
   """How a training step is computed.
 
   dtype: of activations and products, 'float32' or 'bfloat16'; parameters are float32.   grad_dtype: in which gradients
-  of micro-batches are added up and given to the optimizer.   accumulate: micro-batches a batch is cut into;
-  None, in a config alone, is as few as fit into memory.    remat, scan, attention: what jobs.py gives the model's constructor; fit takes its model as it is.
+  of micro-batches are added up and given to the optimizer.   accumulate: micro-batches a batch is cut into; None is for
+  configs, whose runs then take as few as fit into memory.   remat, scan, attention: what jobs.py gives the model's
+  constructor; fit takes its model as it is.
   augment: keyword arguments of augment.make.
   """
 

@@ -41,11 +41,11 @@ class Tuning(NamedTuple):
 def check(tuning):
   """Raises ValueError for values that are out of range or exclude each other, whatever the model."""
   if not tuning.body_lr > 0:
-    raise ValueError(f"optim.body_lr is {tuning.body_lr}; it must be above 0, and optim.freeze='body' trains the head only.")
+    raise ValueError(f"optim.body_lr is {tuning.body_lr}; it must be above 0; optim.freeze='body' trains no body.")
   if not 0 < tuning.layer_decay <= 1:
     raise ValueError(f'optim.layer_decay is {tuning.layer_decay}; it must be above 0 and at most 1 (0.75 is usual).')
   if tuning.lora is not None and (tuning.lora < 1 or not tuning.lora_alpha > 0):
-    raise ValueError(f'optim.lora={tuning.lora} and lora_alpha={tuning.lora_alpha}: a rank from 1, and a scale above 0.')
+    raise ValueError(f'optim.lora={tuning.lora}, lora_alpha={tuning.lora_alpha}: a rank from 1 and a number above 0.')
   if tuning.lora is not None and tuning.freeze:
     raise ValueError('optim.lora already freezes all but its adapters and the head; leave optim.freeze out.')
 
@@ -153,7 +153,7 @@ def _frozen(leaves, patterns):
     chosen |= new
   torn = [path for path, given in names.items() if chosen & set(given) and set(given) - chosen]
   if torn:
-    raise ValueError(f'optim.freeze takes some layers of {torn[0]}, and step.scan trains them as one array; scan=False.')
+    raise ValueError(f'optim.freeze takes some layers of {torn[0]}, which step.scan trains as one array; scan=False.')
   return {path for path, given in names.items() if chosen & set(given)}
 
 
@@ -172,8 +172,8 @@ def _adapters(leaves, tuning, key):
       raise ValueError(f'optim.lora={tuning.lora} is more than {path} has dimensions; choose at most {most}.')
     keys = [jax.random.fold_in(key, zlib.crc32(name.encode())) for name in names]
     stacked = jnp.stack if _is_stacked(path) else lambda parts: parts[0]
-    draw = lambda key: jax.random.normal(key, (*inputs, tuning.lora)) * math.prod(inputs) ** -0.5
-    adapters[f'{parent}lora_a'] = stacked([draw(one) for one in keys])
+    drawn = [jax.random.normal(one, (*inputs, tuning.lora)) for one in keys]
+    adapters[f'{parent}lora_a'] = stacked(drawn) * math.prod(inputs) ** -0.5
     adapters[f'{parent}lora_b'] = stacked([jnp.zeros((tuning.lora, *outputs)) for _ in keys])
     scales[f'{parent}lora_scale'] = stacked([jnp.float32(tuning.lora_alpha / tuning.lora) for _ in keys])
   return adapters, scales

@@ -67,11 +67,14 @@ def open_weights(path, *, arch=None, overrides=None, numerics=None, unsafe=False
   """
   path = pathlib.Path(path).expanduser().absolute()
   if numerics not in (None, 'google', 'timm'):
-    raise ValueError(f"numerics is {numerics!r}; choose 'google' (as the file was trained) or 'timm' (as timm reads it).")
+    raise ValueError(f"numerics is {numerics!r}; choose 'google' (as the file was trained) or 'timm' (as timm does).")
   if path.is_dir() and not (path / 'config.json').exists() and _single(path) is None:
     return _run(path)
   if not path.exists():
-    raise FileNotFoundError(f'There is no {path}: give the workdir of a run, a folder or a file of weights.')
+    raise FileNotFoundError(
+      f'There is no {path}: give the workdir of a run, a folder or a file of weights, a name of `vit_jax list models`, or '
+      'hf_hub:ORG/REPOSITORY.'
+    )
   file = _single(path) if path.is_dir() else path
   if file is None:
     raise ValueError(f'{path} has a config.json and no weights beside it; put model.safetensors there.')
@@ -158,7 +161,8 @@ def _hf(file, arrays, config):
   preprocessor = _json(file.parent / 'preprocessor_config.json') or None
   kind = config['model_type']
   if kind not in convert_hf.MODEL_TYPES:
-    raise ValueError(f'{file.parent} is a {kind!r} model; of Hugging Face there are {", ".join(convert_hf.MODEL_TYPES)}.')
+    known = ', '.join(convert_hf.MODEL_TYPES)
+    raise ValueError(f'{file.parent} is a {kind!r} model of Hugging Face; there are {known}.')
   described = convert_hf.describe(config, preprocessor, arrays.shapes)
   return Weights(
     file, 'hf', _described(described, file), arrays,
@@ -169,8 +173,8 @@ def _hf(file, arrays, config):
 
 def _npz(file, arrays, arch, overrides, numerics):
   arrays = convert_npz.normal(arrays)
-  size = (overrides or {}).get('img_size')
-  described = convert_npz.describe(arrays.shapes, numerics=numerics, name=arch, img_size=size)
+  told = {key: value for key, value in (overrides or {}).items() if key in ('img_size', 'pos_embed')}
+  described = convert_npz.describe(arrays.shapes, numerics=numerics, name=arch, **told)
   return Weights(
     file, 'npz', _described(described, file), arrays,
     lambda model: convert_npz.entries(model, arrays.shapes), convert_npz.ignored,

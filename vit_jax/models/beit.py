@@ -103,9 +103,9 @@ class Beit(VisionTransformer):
     self.use_rel_pos_bias, self.rel_pos_resize = use_rel_pos_bias, rel_pos_resize
     super().__init__(
       num_classes=num_classes, img_size=img_size, patch_size=patch_size, crop_to_patches=crop_to_patches,
-      in_chans=in_chans, global_pool=global_pool,
-      embed_dim=embed_dim, depth=depth, num_heads=num_heads, qkv_bias=qkv_bias, mlp_ratio=mlp_ratio,
-      mlp_layer='SwiGLU' if swiglu_mlp else 'Mlp', act_layer=act_layer or ('silu' if swiglu_mlp else 'gelu'),
+      in_chans=in_chans, global_pool=global_pool, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
+      qkv_bias=qkv_bias, mlp_ratio=mlp_ratio, mlp_layer='SwiGLU' if swiglu_mlp else 'Mlp',
+      act_layer=act_layer or ('silu' if swiglu_mlp else 'gelu'),
       drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate,
       drop_path_rate=drop_path_rate, norm_eps=norm_eps, init_values=init_values or None, fc_norm=use_fc_norm,
       pos_embed='learn' if use_abs_pos_emb else 'none', pos_resize=pos_resize, scan=scan, remat=remat,

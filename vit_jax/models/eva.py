@@ -29,11 +29,11 @@ class Eva(VisionTransformer):
   def __init__(
     self, *, num_classes=1000, img_size: Size = 224, patch_size: Size = 16, crop_to_patches=False, in_chans=3,
     global_pool='avg', embed_dim=768, depth=12, num_heads=12, qkv_bias=True, k_bias=False, mlp_ratio=4.0,
-    swiglu_mlp=False, swiglu_align_to=0, drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0,
-    norm_eps=1e-6, init_values: float | None = None, class_token=True, num_reg_tokens=0, no_embed_class=False,
-    use_abs_pos_emb=True, use_rot_pos_emb=False, rope_type='cat', rope_temperature=10_000.0, rope_rotate_half=False,
-    use_fc_norm: bool | None = None, act_layer: str | None = None, pos_resize='bicubic', scan=False, remat='none',
-    attention='xla', rngs,
+    swiglu_mlp=False, swiglu_align_to=0, drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0,
+    drop_path_rate=0.0, norm_eps=1e-6, init_values: float | None = None, class_token=True, num_reg_tokens=0,
+    no_embed_class=False, use_abs_pos_emb=True, use_rot_pos_emb=False, rope_type='cat', rope_temperature=10_000.0,
+    rope_rotate_half=False, use_fc_norm: bool | None = None, act_layer: str | None = None, pos_resize='bicubic',
+    scan=False, remat='none', attention='xla', rngs,
   ):  # fmt: skip
     if use_rot_pos_emb and rope_type != 'dinov3':
       raise ValueError(f"rope_type is {rope_type!r}; the only rotary positions here are DINOv3's: choose 'dinov3'.")

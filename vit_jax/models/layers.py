@@ -330,7 +330,12 @@ class PatchEmbed(nnx.Module):
   def __call__(self, images):  # (b, h, w, c)
     b, h, w, c = images.shape
     (rows, cols), (ph, pw) = self.grid(h, w), self.patch_size
-    x = images[:, : rows * ph, : cols * pw].reshape(b, rows, ph, cols, pw, c).swapaxes(2, 3).reshape(b * rows * cols, ph * pw * c)
+    x = (
+      images[:, : rows * ph, : cols * pw]
+      .reshape(b, rows, ph, cols, pw, c)
+      .swapaxes(2, 3)
+      .reshape(b * rows * cols, ph * pw * c)
+    )
     x = x @ self.proj.kernel[...].reshape(ph * pw * c, -1)  # equals the strided convolution, and is faster on a CPU
     x = x if self.proj.bias is None else x + self.proj.bias[...]
     return x if self.norm is None else self.norm(x)

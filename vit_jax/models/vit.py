@@ -21,8 +21,8 @@ class VisionTransformer(nnx.Module):
   Arguments (timm's words where timm has the concept; classes by their names):
     img_size: int or (h, w), pixels; the size the learned positions are made for. Calls take any h, w that split into
       patches: positions are then resampled by `pos_resize` (positions.resize_positions).
-    patch_size: int or (h, w), pixels.   crop_to_patches: leave off what is left over at the right and bottom of an image
-      instead of refusing it (two releases have 384 pixels and patches of 14).
+    patch_size: int or (h, w), pixels.   crop_to_patches: leave off what is left over at the right and bottom of images
+      instead of refusing them (two releases have 384 pixels and patches of 14).
     embed_dim, depth, num_heads: width, blocks, heads.   mlp_ratio: hidden / width.
     num_classes: 0 = no head, a call gives what the head would read (b, d).
     global_pool: 'token' class token; 'avg', 'max', 'avgmax' (half their sum) of the patch tokens; 'token_avg' class
@@ -31,8 +31,8 @@ class VisionTransformer(nnx.Module):
     class_token, reg_tokens: prefix tokens, in this order.   pos_embed: 'learn', 'sincos2d' or 'none'.
     no_embed_class: positions for patches only, added before the prefix tokens join (always so for 'sincos2d').
     embed_norm_layer: a norm of each patch before positions, None = none.   pre_norm: a norm before the blocks, and no
-      bias in the patch embedding.   final_norm: a norm after them.   fc_norm: that norm after pooling instead of before;
-      None = only with global_pool 'avg', 'max' and 'avgmax'.
+      bias in the patch embedding.   final_norm: a norm after them.   fc_norm: that norm after pooling instead of
+      before; None = only with global_pool 'avg', 'max' and 'avgmax'.
     representation_size: width of a tanh layer before the head (pre-training), None = no such layer.
     norm_layer: 'layernorm', 'rmsnorm'.   norm_eps: epsilon of all norms.
     block_fn: of blocks.BLOCKS.   attn_layer: '', 'diff'.   mlp_layer: of layers.MLPS.   act_layer: of
@@ -51,8 +51,8 @@ class VisionTransformer(nnx.Module):
   def __init__(
     self, *, num_classes=1000, img_size: Size = 224, patch_size: Size = 16, crop_to_patches=False, in_chans=3,
     embed_dim=768, depth=12, num_heads=12, mlp_ratio=4.0, qkv_bias=True, qk_norm=False, proj_bias=True,
-    scale_attn_norm=False, scale_mlp_norm=False, init_values: float | None = None, class_token=True, reg_tokens=0, global_pool='token',
-    pool_include_prefix=False, pos_embed='learn', no_embed_class=False, pos_resize='bicubic', pre_norm=False,
+    scale_attn_norm=False, scale_mlp_norm=False, init_values: float | None = None, class_token=True, reg_tokens=0,
+    global_pool='token', pool_include_prefix=False, pos_embed='learn', no_embed_class=False, pos_resize='bicubic', pre_norm=False,
     final_norm=True, fc_norm: bool | None = None, representation_size: int | None = None, act_layer='gelu',
     norm_layer='layernorm', norm_eps=1e-6, embed_norm_layer: str | None = None, block_fn='Block', mlp_layer='Mlp',
     attn_layer='', drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0,
@@ -77,8 +77,8 @@ class VisionTransformer(nnx.Module):
       attn_drop=attn_drop_rate, proj_drop=proj_drop_rate, act_layer=act_layer, norm_layer=norm_layer,
       norm_eps=norm_eps, mlp_layer=mlp_layer, attn_layer=attn_layer, attention=attention)  # fmt: skip
     self.patch_embed = self.patch_layer(
-      pair(patch_size), in_chans, embed_dim, use_bias=not pre_norm,
-      norm=embed_norm_layer and blocks.norm_of(embed_norm_layer, norm_eps), crop=crop_to_patches, rngs=rngs)  # fmt: skip
+      pair(patch_size), in_chans, embed_dim, use_bias=not pre_norm, crop=crop_to_patches,
+      norm=embed_norm_layer and blocks.norm_of(embed_norm_layer, norm_eps), rngs=rngs)  # fmt: skip
     self.grid = self.patch_embed.grid(*pair(img_size))
     draw = layers.normal(0.02)
     token = lambda n: nnx.Param(draw(rngs.params(), (1, n, embed_dim)))

@@ -143,6 +143,7 @@ VARIANTS = {
   'vit_base_patch16_rpn_224': _row('base', 16, qkv_bias=False, init_values=1e-5, class_token=False, global_pool='avg',
                                    block_fn='ResPostBlock'),
   'vit_base_patch16_gap_224': _row('base', 16, **GAP | dict(num_heads=16)),
+  'vit_base_patch16_gap_norep_224': _row('base', 16, **GAP),  # the original release's has 12 heads
   'vit_base_patch16_plus_240': _row('base_plus', 16, 240, init_values=1e-5),
   'vit_base_patch32_plus_256': _row('base_plus', 32, 256, init_values=1e-5),
   'vit_base_patch16_plus_clip_240': _row('base_plus', 16, 240, num_classes=640, **CLIP),
@@ -185,7 +186,8 @@ ALIASES = {
   # the names of the original release
   **{f'ViT-{letter}_{patch}': f'vit_{size}_patch{patch}_224' for letter, size, patches in LETTERS for patch in patches},
   **{f'ViT-{letter}_{patch}-gap-norep': f'vit_{size}_patch{patch}_gap_224'
-     for letter, size in [('S', 'small'), ('B', 'base')] for patch in (16, 32)},
+     for letter, size, patch in [('S', 'small', 16), ('S', 'small', 32), ('B', 'base', 32)]},
+  'ViT-B_16-gap-norep': 'vit_base_patch16_gap_norep_224',
   # torchvision's builders
   **{f'vit_{letter}_{patch}': f'vit_{size}_patch{patch}_224'
      for letter, size, patch in [('b', 'base', 16), ('b', 'base', 32), ('l', 'large', 16), ('l', 'large', 32),

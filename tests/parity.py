@@ -492,8 +492,8 @@ def photograph(path, photo):
 def goldens(folders, pattern='*'):
   """[(path, check)] of every golden in the folders and below, or given as NAME.json, sorted; check: path -> Result."""
   found = []
-  paths = [pathlib.Path(folder) for folder in folders]
-  for path in sorted(one for path in paths for one in ([path] if path.is_file() else path.rglob('*.json'))):
+  given = [pathlib.Path(folder) for folder in folders]
+  for path in sorted(one for top in given for one in ([top] if top.is_file() else top.rglob('*.json'))):
     if not fnmatch.fnmatchcase(path.stem, pattern if set(pattern) & set('*?[') else f'*{pattern}*'):
       continue
     with contextlib.suppress(ValueError):

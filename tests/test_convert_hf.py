@@ -14,8 +14,8 @@ from vit_jax import convert, convert_hf, models, state, transforms
 
 FILES = [
   'beit_hf', 'beit_hf_masked', 'bit_hf', 'clip_hf', 'clip_hf_class', 'clip_hf_projection', 'deit_hf_class',
-  'dinov2_hf', 'dinov3_hf', 'dinov3_hf_biases', 'h_deit_teacher', 'h_dinov2_reg', 'h_dinov2_swiglu', 'h_vit_model',
-  'hybrid_hf', 'mae_hf', 'siglip_hf', 'siglip_hf_class', 'vit_hf', 'vit_hf_rect',
+  'deit_hf_teacher', 'dinov2_hf', 'dinov2_hf_registers', 'dinov2_hf_swiglu', 'dinov3_hf', 'dinov3_hf_biases',
+  'hybrid_hf', 'mae_hf', 'siglip_hf', 'siglip_hf_class', 'vit_hf', 'vit_hf_pooler', 'vit_hf_rect',
 ]  # fmt: skip
 COUNTS = json.loads((pathlib.Path(__file__).parent / 'goldens/hf_counts.json').read_text())
 TINY = dict(img_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=3)
@@ -23,8 +23,7 @@ TINY = dict(img_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_c
 
 def opened(name):
   """(config, {key: array}) of a golden."""
-  folder = golden.FOLDER.parent / ('varied' if name.startswith('h_') else 'small')
-  meta = json.loads((folder / f'{name}.json').read_text())
+  meta = json.loads((golden.FOLDER / f'{name}.json').read_text())
   return meta['config'], golden.weights(meta)
 
 

@@ -27,9 +27,12 @@ def images(h=16, w=16):
   return np.random.default_rng(0).normal(size=(2, h, w, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize('name', ['dinov3_timm_swiglu', 'eva_timm_interleaved', 'dinov3_hf', 'dinov3_hf_gated'])
-def test_every_tensor_is_the_peers(name):
-  peers.check(name)
+@pytest.mark.parametrize(
+  ('name', 'scan'),
+  [('dinov3_timm_swiglu', True), ('eva_timm_interleaved', False), ('dinov3_hf', False), ('dinov3_hf_gated', False)],
+)
+def test_every_tensor_is_the_peers(name, scan):
+  peers.check(name, scan=scan)
 
 
 def test_bfloat16():
@@ -63,10 +66,6 @@ def test_rotation_in_bfloat16_has_float32_angles():
   assert got.dtype == jnp.bfloat16
   want = positions.rotate(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32), sin, cos, rotate_half=True)
   np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
-
-
-def test_scan_and_remat_change_no_gradient():
-  peers.check_scan(NAME, build(), '__call__', images(24, 16), **TINY)
 
 
 def test_arguments():

@@ -115,7 +115,7 @@ def test_what_is_trained_is_one_flag(flag, weights, pictures, tmp_path, capsys):
 @pytest.mark.parametrize(('spec', 'flags', 'said'), [
   ('{weights},missing', (), 'missing: no such folder or file'),
   ('vit_tinny_patch16_224,{pictures}', (), 'did you mean vit_tiny_patch16_224'),
-  ('vit_tiny_patch16_224,{pictures}', (), 'no published weights for vit_tiny_patch16_224; give pretrained=PATH'),
+  ('vit_base_patch16_gap_norep_224,{pictures}', (), 'no published weights for vit_base_patch16_gap_norep_224; give'),
   ('/none/such,{pictures}', (), '/none/such'),
   ('{weights}', (), 'MODEL,DATA is wanted, as in --config=finetune:'),
   ('{weights},{pictures}', ('--config.model.num_classes=3',), 'model.num_classes is 3, and the data has 2'),

@@ -57,6 +57,12 @@ MAY_IMPORT = {
   },
   'convert': {'state'},
   'fill': {'models', 'models/beit', 'models/positions', 'state'},
+  'convert_hf': {'convert', 'convert_hf_config', 'convert_hf_write', 'models'},
+  'convert_hf_config': {
+    'models', 'models/beit', 'models/deit', 'models/eva', 'models/hybrid', 'models/layers', 'models/mae',
+    'models/resnet', 'models/vit',
+  },
+  'convert_hf_write': {'convert_hf_config', 'models', 'models/mae', 'models/resnet', 'models/vit', 'transforms'},
   'convert_npz': {'convert', 'describe_npz', 'models', 'state'},
   'describe_npz': {'models', 'models/vit', 'transforms'},
   'formats': set(),

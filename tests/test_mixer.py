@@ -50,10 +50,6 @@ def test_dropout_needs_a_key():
   np.testing.assert_array_equal(run(images()), peers.compiled(build())(images()))
 
 
-def test_scan_and_remat_change_no_gradient():
-  peers.check_scan('mixer_b16_224', build(), '__call__', images(), **TINY)
-
-
 @pytest.mark.parametrize(('arguments', 'said'), [
   (dict(global_pool='token'), "global_pool is 'token'; an MLP-Mixer has no class token: choose 'avg' or ''."),
   (dict(attention='cudnn'), "An MLP-Mixer has no attention to compute by 'cudnn'; leave attention='xla'."),

@@ -35,7 +35,7 @@ def test_rates_are_beits_and_maes_formula():
   """lr * decay^(depth + 1 - layer), layer 0 the embedding, i + 1 block i, depth + 1 what follows."""
   found = tuning.rates(shapes(), layer_decay=0.5)
   want = {'cls_token': 1 / 16, 'pos_embed': 1 / 16, 'patch_embed/proj/bias': 1 / 16, 'blocks/0/norm1/bias': 1 / 8,
-          'blocks/1/attn/qkv/kernel': 1 / 4, 'blocks/2/mlp/fc2/bias': 1 / 2, 'norm/bias': 1, 'head/bias': 1}  # fmt: skip
+          'blocks/1/attn/qkv/kernel': 1 / 4, 'blocks/2/mlp/fc2/bias': 1 / 2, 'norm/bias': 1}  # fmt: skip
   assert {path: float(found[path]) for path in want} == want
   assert found.keys() == state.flatten(shapes()).keys()
 

@@ -190,8 +190,8 @@ def _special(given, which):
 def _prefix(names, prefix, config, shapes):
   """What the names of the model itself begin with in this file."""
   if shapes is None:
-    name = (config.get('architectures') or [''])[0]
-    return '' if name.endswith('Model') and prefix != 'vision_model.' else prefix
+    bare = convert_hf_config.class_name(config).endswith('Model') and prefix != 'vision_model.'
+    return '' if bare else prefix
   anchor = (names['patch_embed.proj'] if 'patch_embed.proj' in names else names['stem.conv']) + '.weight'
   found = [key.removesuffix(anchor) for key in shapes if key.endswith(anchor)]
   return found[0] if len(found) == 1 else prefix

@@ -96,7 +96,7 @@ def head(raw, shapes=None):
         if key == end or which == 'pooler' and key.endswith(f'.{end}'):
           return which, shapes[key][0]
     return None, 0
-  given, (name, *_) = values(raw), raw.get('architectures') or ['']
+  given, name = values(raw), class_name(raw)
   if name.endswith('ForImageClassificationWithTeacher'):
     return 'teacher', labels(raw)
   if name.endswith('ForImageClassification'):
@@ -110,6 +110,11 @@ def head(raw, shapes=None):
   if name in ('ViTModel', 'DeiTModel', 'ViTHybridModel'):
     return 'pooler', given['pooler_output_size'] or given['hidden_size']
   return None, 0
+
+
+def class_name(raw):
+  """Name of the class that a config says it is of, '' where it does not."""
+  return (raw.get('architectures') or [''])[0]
 
 
 def labels(raw):

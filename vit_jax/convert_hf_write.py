@@ -146,7 +146,8 @@ def config(described):
       nearest = nearest or [str(error)]
       continue
     mine, theirs = _resolved(made), _resolved(again)
-    differ = [f'{key}={mine[key]!r}' for key in mine if mine[key] != theirs.get(key)]
+    said = mine | {key: made[key] for key in made if key.endswith('mlp_ratio')}
+    differ = [f'{key}={said[key]!r}' for key in mine if mine[key] != theirs.get(key)]
     if back is cls and not differ:
       return found
     nearest = differ if nearest is None or len(differ) < len(nearest) else nearest

@@ -89,7 +89,10 @@ def _completed(described, preprocessing, classes):
   from vit_jax import transforms
 
   size = described['architecture']['img_size']
-  row = preprocessing or described.get('preprocessing') or transforms.preprocessing(size)
+  square = isinstance(_tuple(size), int)
+  row = preprocessing or described.get('preprocessing') or (
+    transforms.preprocessing(size) if square else transforms.preprocessing(size, crop='squash', crop_pct=1.0)
+  )  # fmt: skip
   classes = classes or described.get('classes')
   count = described['architecture']['num_classes']
   if classes is not None and len(classes) != count:
@@ -244,8 +247,10 @@ def _outputs(model, described, to, path, images):
   library, run = {'timm': ('timm', _timm_logits), 'hf': ('transformers', _hf_logits), 'npz': ('timm', _npz_logits)}[to]
   try:
     __import__(library)
+    if to == 'npz':
+      timm_config(described)  # what timm has no word for it cannot compute, whatever the file holds
   except Exception as problem:  # a library that is broken here is as good as none
-    return checks | {f'logits of {library}': f'not compared, it cannot be imported ({str(problem)[:80]})'}
+    return checks | {f'logits of {library}': f'not compared ({str(problem).partition(";")[0][:100]})'}
   return checks | _compared(f'logits of {library}, on {what}: largest difference', run(path, described, pixels), wanted)
 
 
@@ -306,7 +311,7 @@ def _run_torch(model, pixels, **inputs):
     out = model.eval()(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))), **inputs)
   if not isinstance(out, torch.Tensor):
     out = next(out[key] for key in ('logits', 'image_embeds', 'pooler_output') if key in out)
-  return out.numpy()
+  return (out.permute(0, 2, 3, 1) if out.ndim == 4 else out).numpy()
 
 
 def _timm_logits(path, described, pixels):
@@ -331,13 +336,29 @@ def _hf_logits(path, described, pixels):
 
 
 def _npz_logits(path, described, pixels):
+  """timm knows the oldest numbering of the modules alone, so it reads a copy in that."""
   import timm
 
   config = timm_config(described)
-  size = {} if 'layers' in described['architecture'] else {'img_size': config['pretrained_cfg']['input_size'][1:]}
+  said = config['pretrained_cfg']
+  size = {'img_size': said['input_size'][1:]} if said['fixed_input_size'] else {}
   model = timm.create_model(described['name'], num_classes=config['num_classes'], **{**size, **config['model_args']})
-  model.load_pretrained(str(path))
+  with np.load(path) as arrays:
+    old = 'pos_embedding' not in arrays
+    renamed = {_oldest(key) if old else key: arrays[key] for key in arrays}
+  np.savez(path.with_name('oldest.npz'), **renamed)
+  model.load_pretrained(str(path.with_name('oldest.npz')))
   return _run_torch(model, pixels)
+
+
+def _oldest(key):
+  """A name in Linen's numbering as the first files had it: one count for all kinds of modules in a block."""
+  block, slash, rest = key.partition('/MultiHeadDotProductAttention_0/')
+  if slash:
+    return f'{block}/MultiHeadDotProductAttention_1/{rest}'
+  if '/encoderblock_' not in key:
+    return key
+  return key.replace('/LayerNorm_1/', '/LayerNorm_2/').replace('/MlpBlock_0/', '/MlpBlock_3/')
 
 
 def command(argv):

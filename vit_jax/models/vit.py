@@ -52,11 +52,11 @@ class VisionTransformer(nnx.Module):
     self, *, num_classes=1000, img_size: Size = 224, patch_size: Size = 16, crop_to_patches=False, in_chans=3,
     embed_dim=768, depth=12, num_heads=12, mlp_ratio=4.0, qkv_bias=True, qk_norm=False, proj_bias=True,
     scale_attn_norm=False, scale_mlp_norm=False, init_values: float | None = None, class_token=True, reg_tokens=0,
-    global_pool='token', pool_include_prefix=False, pos_embed='learn', no_embed_class=False, pos_resize='bicubic', pre_norm=False,
-    final_norm=True, fc_norm: bool | None = None, representation_size: int | None = None, act_layer='gelu',
-    norm_layer='layernorm', norm_eps=1e-6, embed_norm_layer: str | None = None, block_fn='Block', mlp_layer='Mlp',
-    attn_layer='', drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0,
-    scan=False, remat='none', attention='xla', rngs,
+    global_pool='token', pool_include_prefix=False, pos_embed='learn', no_embed_class=False, pos_resize='bicubic',
+    pre_norm=False, final_norm=True, fc_norm: bool | None = None, representation_size: int | None = None,
+    act_layer='gelu', norm_layer='layernorm', norm_eps=1e-6, embed_norm_layer: str | None = None, block_fn='Block',
+    mlp_layer='Mlp', attn_layer='', drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0,
+    drop_path_rate=0.0, scan=False, remat='none', attention='xla', rngs,
   ):  # fmt: skip
     _check(
       global_pool=(global_pool, self.pools),

@@ -70,13 +70,19 @@ def once(side, path):
 
 
 def main():
-  """Prints the table and appends it to results/loading.jsonl."""
+  """Compares, or, as a child of itself, measures one side once."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--rounds', type=int, default=7, help='turns of each side (default: %(default)s)')
   parser.add_argument('--child', nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.child:
-    return once(*args.child)
+    once(*args.child)
+  else:
+    compare(args.rounds)
+
+
+def compare(rounds):
+  """Prints the table of both sides taking turns and appends it to results/loading.jsonl."""
   measure.warn_if_busy()
   with tempfile.TemporaryDirectory() as folder:
     measure.run([sys.executable, '-c', f'import vit_jax; vit_jax.export(vit_jax.create_model({MODEL!r}), to="timm", '
@@ -85,7 +91,7 @@ def main():
     size, runs = path.stat().st_size, {side: [] for side in SIDES}
     for side in SIDES:
       measure.child('--child', side, str(path))  # the file is in the page cache for all that follow
-    for _ in range(args.rounds):
+    for _ in range(rounds):
       for side in SIDES:
         runs[side].append(measure.child('--child', side, str(path))[0])
   middle = lambda side, what: statistics.median(run[what] for run in runs[side])

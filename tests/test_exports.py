@@ -97,7 +97,7 @@ def test_bad_input_is_one_line(tmp_path):
     vit_jax.export(model, to='onnx', out=tmp_path / 'x')
   with pytest.raises(ValueError, match='exists; remove it'):
     vit_jax.export(model, to='timm', out=tmp_path)
-  with pytest.raises(ValueError, match='let its name end so'):
+  with pytest.raises(ValueError, match='rename it'):
     vit_jax.export(model, to='npz', out=tmp_path / 'x')
   with pytest.raises(ValueError, match='2 class names for 5 classes'):
     vit_jax.export(model, to='timm', out=tmp_path / 'x', classes=['a', 'b'])

@@ -49,14 +49,18 @@ MAY_IMPORT = {
   'tables': {'listing'},
   'listing': set(),
   'transforms': set(),
-  'pretrained': {'checkpoint', 'models', 'models/positions', 'models/vit', 'state'},
+  'pretrained': {'fill', 'hub', 'models', 'weights'},
+  'weights': {
+    'checkpoint', 'convert', 'convert_hf', 'convert_npz', 'convert_timm', 'formats', 'models', 'state', 'tuning',
+  },
+  'convert_timm': {'convert', 'models', 'models/vit'},
   'checkpoint': set(),
   'exports': {
     'console', 'convert', 'convert_hf', 'convert_npz', 'formats', 'listing', 'models', 'models/vit', 'pretrained',
     'state', 'tables', 'transforms',
   },
   'convert': {'state'},
-  'fill': {'models', 'models/beit', 'models/positions', 'state'},
+  'fill': {'models', 'models/positions', 'state'},
   'convert_hf': {'convert', 'convert_hf_config', 'convert_hf_write', 'models'},
   'convert_hf_config': {
     'models', 'models/beit', 'models/deit', 'models/eva', 'models/hybrid', 'models/layers', 'models/mae',
@@ -227,7 +231,7 @@ def test_no_module_bears_the_name_of_a_public_function():
 
 def test_every_test_file_mirrors_a_module():
   known = {name.replace('/__init__', '').rpartition('/')[2] for name in FILES} | {
-    'house', 'public', 'configs', 'finetune', 'models', 'parity', 'benchmarks', 'init',
+    'house', 'public', 'configs', 'finetune', 'models', 'parity', 'benchmarks', 'init', 'surgery',
   }  # fmt: skip
   assert {path.stem.removeprefix('test_') for path in (ROOT / 'tests').glob('test_*.py')} <= known
 

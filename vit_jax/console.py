@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     for word in argv:  # before argparse misses the flag that was meant
       if word.startswith('-') and word.partition('=')[0] not in flags:
         raise ValueError(f'{self.prog} has no flag {word}{nearest(word.partition("=")[0], flags)}.')
-    return super().parse_args(argv)
+    return self.parse_intermixed_args(argv)  # flags may stand between the words
 
 
 def nearest(word, words):

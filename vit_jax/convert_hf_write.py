@@ -172,7 +172,8 @@ def _resolved(made):
     if ratio in made:
       hidden, align = int(made[dim] * made[ratio]), made.get('swiglu_align_to') or 1
       made[ratio] = -(-hidden // align) * align
-  made.pop('swiglu_align_to', None) if made.get('swiglu_align_to') != 0 else None
+  if 'swiglu_align_to' in made:
+    made['swiglu_align_to'] = made['swiglu_align_to'] > 0  # the size is in the ratio; 0 is another layer
   for key in made.keys() & {'fc_norm', 'use_fc_norm'}:
     made[key] = made['global_pool'] in ('avg', 'max', 'avgmax') if made[key] is None else made[key]
     if not (made['num_classes'] or made[key] or made.get('pre_norm') or made['global_pool'] == 'map'):

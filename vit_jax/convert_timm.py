@@ -53,9 +53,8 @@ def _row(says):
   row = says.get('pretrained_cfg') or {}
   if 'mean' not in row:
     return {'preprocessing': None, 'classes': says.get('label_names')}
-  crop = {'center': 'center_floor'}.get(row.get('crop_mode', 'center'), row.get('crop_mode'))
   preprocessing = {
-    'size': list(row['input_size'][1:]), 'crop': crop, 'crop_pct': row.get('crop_pct', 0.875),
+    'size': list(row['input_size'][1:]), 'crop': row.get('crop_mode', 'center'), 'crop_pct': row.get('crop_pct', 0.875),
     'interpolation': row.get('interpolation', 'bicubic'), 'mean': list(row['mean']), 'std': list(row['std']),
   }  # fmt: skip
   return {'preprocessing': preprocessing, 'classes': says.get('label_names') or row.get('label_names')}

@@ -26,9 +26,7 @@ _VIT = (
 )
 # What timm's constructors take as plain JSON in the sense of our class; num_classes and img_size are always written.
 _SAYS = {
-  'VisionTransformer': _VIT,
-  'VisionTransformerDistilled': _VIT,
-  'HybridVisionTransformer': _VIT,
+  **dict.fromkeys(('VisionTransformer', 'VisionTransformerDistilled', 'HybridVisionTransformer'), _VIT),
   'Beit': f'{_SHAPE} use_abs_pos_emb use_rel_pos_bias use_shared_rel_pos_bias use_fc_norm',
   'Eva': f'{_SHAPE} class_token num_reg_tokens no_embed_class use_abs_pos_emb use_rot_pos_emb rope_type '
          'rope_temperature rope_rotate_half use_fc_norm swiglu_mlp swiglu_align_to',
@@ -66,8 +64,8 @@ def export(
   out = pathlib.Path(out).expanduser().absolute()
   if out.exists() or out.is_symlink():
     raise ValueError(f'{out} exists; remove it, or choose another place.')
-  if to == 'npz' and out.suffix != '.npz':
-    raise ValueError(f'{out} would be a Google .npz; let its name end so.')
+  if (to == 'npz') != (out.suffix == '.npz'):
+    raise ValueError(f'{out}: the name of a Google .npz ends so, and no folder\'s does; rename it.')
   if isinstance(model, (str, os.PathLike)):
     model, described = pretrained.load(model, arch=arch, numerics=numerics, unsafe=unsafe)
   else:

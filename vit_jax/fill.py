@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import models, state
-from vit_jax.models import beit, positions
+from vit_jax.models import positions
 
 
 def filled(opened, name, made, *, reset=(), seed=0, **execution):
@@ -79,7 +79,7 @@ def _resampled(file, model, have, want):
           positions.resize_table(table, old, new, prefix=prefix, method=model.pos_resize), prefix, kept
         )
     elif path.endswith('relative_position_bias_table'):
-      out[path] = lambda table: beit.resize_relative_positions(table, old, new)
+      out[path] = lambda table: positions.resize_relative_positions(table, old, new, model.rel_pos_resize)
   return out
 
 

@@ -6,6 +6,7 @@ import os
 FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['VIT_JAX_OFFLINE'] = '1'  # no test asks a hub but its own
 
 import pytest  # noqa: E402
 

@@ -261,9 +261,11 @@ def test_evaluate_refuses_in_one_line(workdir, wrong, wanted, capsys):
   assert out == '' and err.splitlines()[-1].startswith('error: ') and wanted in err and 'Traceback' not in err
 
 
-def test_evaluate_of_a_name_says_that_it_has_no_weights(capsys):
+def test_evaluate_of_a_name_says_where_its_weights_belong(capsys, tmp_path, monkeypatch):
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path))
   assert cli.main(['evaluate', '--model=vit_tiny_patch16_224', '--data=digits']) == 2
-  assert 'without weights' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert 'VIT_JAX_OFFLINE' in said and 'model.safetensors' in said and str(tmp_path) in said
 
 
 def test_weights_and_model_json_are_all_that_show_and_evaluate_need(workdir, tmp_path, capsys):

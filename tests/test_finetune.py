@@ -103,9 +103,8 @@ def test_a_folder_is_all_it_takes_and_the_parts_stay_what_they_were(weights, pic
   assert 'is finished, at step 2 of 2' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('flag', ['optim.freeze=body', 'optim.lora=2', 'optim.layer_decay=0.75'])
-def test_what_is_trained_is_one_flag(flag, weights, pictures, tmp_path, capsys):
-  assert run(f'{weights},{pictures}', tmp_path, f'--config.{flag}') == 0
+def test_adapters_are_one_flag_and_plain_weights_to_evaluate(weights, pictures, tmp_path, capsys):
+  assert run(f'{weights},{pictures}', tmp_path, '--config.optim.lora=2', '--config.optim.layer_decay=0.75') == 0
   out = capsys.readouterr().out
   assert cli.main(['evaluate', f'--model={tmp_path}', f'--data={pictures}', '--batch=8']) == 0
   found = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -349,28 +349,15 @@ def test_a_profile_is_written(tmp_path):
 
 
 TUNED = {
-  'probe': dict(freeze='body', ema=0.9),
+  'probe': dict(freeze='body', ema=0.9, weight_decay=0.1),
   'lora': dict(lora=2, lora_alpha=4.0, layer_decay=0.7, ema=0.9),
   'decay': dict(layer_decay=0.5, body_lr=0.3, weight_decay=0.1),
 }
+ATTENTION = {f'blocks/{i}/attn/{part}/kernel' for i in range(2) for part in ('qkv', 'proj')}
+MOVED = {'probe': set(), 'lora': ATTENTION, 'decay': state.flatten(arrays(model())).keys() - {'head/bias', 'head/kernel'}}
 
 
-def test_a_probe_trains_and_keeps_the_head_alone(tmp_path):
-  made, before = model(), arrays(model())
-  vit_jax.fit(made, data(), steps=3, optim=dict(lr=1e-2, freeze='body', weight_decay=0.1), workdir=tmp_path, **QUIET)
-  after = arrays(made)
-  assert np.abs(after.pop('head')['kernel'] - before.pop('head')['kernel']).max() > 1e-3
-  same(after, before)
-  from vit_jax import checkpoint
-
-  saved = checkpoint.read(tmp_path / 'checkpoints' / '3', ('params', 'opt', 'frozen'))
-  assert list(saved['params']) == ['head'] and 'head' not in saved['frozen']
-  shapes = {leaf.shape for leaf in jax.tree.leaves(saved['opt'])}
-  assert shapes == {(), (5,), (16, 5)}
-
-
-@pytest.mark.parametrize('scan', [False, True])
-@pytest.mark.parametrize('how', TUNED)
+@pytest.mark.parametrize(('how', 'scan'), [('probe', True), ('lora', True), ('lora', False), ('decay', True)])
 def test_a_tuned_run_goes_on_bit_for_bit_and_is_plain_weights_to_others(tmp_path, how, scan):
   arguments = lambda workdir: dict(
     model=model(scan=scan), data=data(), steps=4, save=dict(every=2), workdir=workdir,
@@ -380,29 +367,28 @@ def test_a_tuned_run_goes_on_bit_for_bit_and_is_plain_weights_to_others(tmp_path
   parts = vit_jax.fit(**arguments(tmp_path / 'parts'))
   assert losses(tmp_path / 'parts') == losses(tmp_path / 'whole')
   same(arrays(parts.model), arrays(whole.model))
+
+  before, after = (state.flatten(state.unstack(arrays(one))) for one in (model(), whole.model))
+  assert {path for path in before if (before[path] != after[path]).any()} == MOVED[how] | {'head/bias', 'head/kernel'}
   loaded, described = vit_jax.load(tmp_path / 'parts')
-  assert type(loaded) is type(whole.model) and described['name'] == 'vit_tiny_patch16_224'
-  want = state.unstack(arrays(whole.model))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), arrays(loaded), want)
-  assert vit_jax.evaluate(loaded, data(), batch=16)['loss'] == pytest.approx(whole.metrics['loss'], rel=1e-5)
+  assert described['name'] == 'vit_tiny_patch16_224'
+  for path, leaf in state.flatten(arrays(loaded)).items():
+    np.testing.assert_allclose(leaf, after[path], rtol=1e-6, atol=1e-7)
+  if how == 'probe':
+    from vit_jax import checkpoint
+
+    saved = checkpoint.read(tmp_path / 'parts' / 'checkpoints' / '4', ('params', 'ema', 'opt'))
+    assert list(saved['params']) == list(saved['ema']) == ['head']
+    assert {leaf.shape for leaf in jax.tree.leaves(saved['opt'])} == {(), (5,), (16, 5)}
 
 
-@pytest.mark.parametrize('how', ['lora', 'decay'])
-def test_a_tuned_run_is_the_same_on_one_device_and_on_eight(how, devices):
-  arguments = dict(data=data(), steps=3, optim=dict(lr=1e-2, **TUNED[how]), **QUIET)
+def test_a_tuned_run_is_the_same_on_one_device_and_on_eight(devices):
+  optimizer = dict(name='sgd', lr=0.1, **TUNED['lora'])  # AdamW blows up the noise in gradients that are zero
+  arguments = dict(data=data(), steps=3, optim=optimizer, **QUIET)
   eight = vit_jax.fit(model(), **arguments, mesh=dict(data=4, fsdp=2))
   one = jax.make_mesh((1, 1, 1), sharding.AXES, devices=devices[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharding, 'make_mesh', lambda **_: one)
     single = vit_jax.fit(model(), **arguments)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), arrays(eight.model), arrays(single.model)
-  )
-
-
-def test_adapters_move_attention_and_nothing_else_of_the_body():
-  made, before = model(), arrays(model())
-  vit_jax.fit(made, data(), steps=3, optim=dict(lr=1e-2, lora=2), **QUIET)
-  moved = {p for p, leaf in state.flatten(arrays(made)).items() if (leaf != state.flatten(before)[p]).any()}
-  attention = {f'blocks/{i}/attn/{part}/kernel' for i in range(2) for part in ('qkv', 'proj')}
-  assert moved == attention | {'head/kernel', 'head/bias'}
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, arrays(eight.model), arrays(single.model))

@@ -85,7 +85,7 @@ def test_updates_are_scaled_and_nothing_else():
   moved = []
   for one in (plain, decayed):
     tx = tuning.scaled(one.tx, params, one.tuning)
-    moved.append(state.flatten(tx.update(grads, tx.init(params), params)[0]))
+    moved.append(state.flatten(jax.jit(lambda tx=tx: tx.update(grads, tx.init(params), params)[0])()))
   rates = tuning.rates(params, layer_decay=0.5)
   for path in moved[0]:
     np.testing.assert_allclose(moved[1][path], moved[0][path] * rates[path], rtol=1e-6)

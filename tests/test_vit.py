@@ -163,7 +163,7 @@ def test_each_rate_acts_and_keeps_the_mean(rate):
     assert error.max() < 5
 
 
-DROPPING = dict(drop_path_rate=0.3, proj_drop_rate=0.1, attn_drop_rate=0.1, init_values=0.1)
+DROPPING = dict(depth=2, drop_path_rate=0.3, proj_drop_rate=0.1, attn_drop_rate=0.1, init_values=0.1)
 
 
 def loss_and_gradients(model, key):

@@ -65,7 +65,7 @@ def export(
   if out.exists() or out.is_symlink():
     raise ValueError(f'{out} exists; remove it, or choose another place.')
   if (to == 'npz') != (out.suffix == '.npz'):
-    raise ValueError(f'{out}: the name of a Google .npz ends so, and no folder\'s does; rename it.')
+    raise ValueError(f"{out}: the name of a Google .npz ends so, and no folder's does; rename it.")
   if isinstance(model, (str, os.PathLike)):
     model, described = pretrained.load(model, arch=arch, numerics=numerics, unsafe=unsafe)
   else:
@@ -301,13 +301,15 @@ def _compared(words, got, wanted):
   return {words: f'{difference:.2g} ({share:.2g} of their std)'}
 
 
-def _run_torch(model, pixels, **inputs):
+def _run_torch(model, pixels, bare=False, **inputs):
   """What a PyTorch model gives for (b, h, w, c): its logits, or what stands for them."""
   import torch
 
   with torch.no_grad():
     out = model.eval()(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))), **inputs)
-  if not isinstance(out, torch.Tensor):
+  if bare:
+    out = out.last_hidden_state[:, 0]
+  elif not isinstance(out, torch.Tensor):
     out = next(out[key] for key in ('logits', 'image_embeds', 'pooler_output') if key in out)
   return (out.permute(0, 2, 3, 1) if out.ndim == 4 else out).numpy()
 
@@ -325,12 +327,13 @@ def _hf_logits(path, described, pixels):
   config = json.loads((path / 'config.json').read_text())
   cls, hides = getattr(transformers, config['architectures'][0]), 'mask_ratio' in config
   model, told = cls.from_pretrained(path, output_loading_info=True, **({'mask_ratio': 0.0} if hides else {}))
-  lost = [*told['missing_keys'], *told['unexpected_keys']]
+  bare = any(key.startswith('pooler.') for key in told['missing_keys'])  # drawn at random there, read by nobody here
+  lost = [key for key in (*told['missing_keys'], *told['unexpected_keys']) if not key.startswith('pooler.')]
   if lost:
     raise ValueError(f'transformers misses or does not know {len(lost)} arrays: {", ".join(lost[:5])}.')
   count = (config['image_size'] // config['patch_size']) ** 2 if hides else 0  # nothing hidden, nothing shuffled
   noise = {'noise': torch.arange(count).float().expand(len(pixels), count)} if hides else {}
-  return _run_torch(model, pixels, **noise)
+  return _run_torch(model, pixels, bare, **noise)
 
 
 def _npz_logits(path, described, pixels):
@@ -338,8 +341,7 @@ def _npz_logits(path, described, pixels):
   import timm
 
   config = timm_config(described)
-  said = config['pretrained_cfg']
-  size = {'img_size': said['input_size'][1:]} if said['fixed_input_size'] else {}
+  size = {'img_size': made['img_size']} if (made := described['architecture']).get('patch_size') else {}
   model = timm.create_model(described['name'], num_classes=config['num_classes'], **{**size, **config['model_args']})
   with np.load(path) as arrays:
     old = 'pos_embedding' not in arrays

@@ -100,9 +100,6 @@ def _completed(described, preprocessing, classes):
   return {**described, 'preprocessing': row, 'classes': classes}
 
 
-# ---------------------------------------------------------------------------------------------------------- writing
-
-
 def _leaves(model):
   """{path: array} of all parameters and statistics, a name for each layer."""
   from vit_jax import state
@@ -217,9 +214,6 @@ def _to_npz(model, described, path):
 
 
 _WRITERS = {'timm': _to_timm, 'hf': _to_hf, 'npz': _to_npz}
-
-
-# ---------------------------------------------------------------------------------------------------------- checking
 
 
 def _bits(model, file, entries):

@@ -17,7 +17,8 @@ of two of them, and the rate falls in proportion. A batch is cut into as many pa
   --config.optim.layer_decay=0.75     ... and lower still towards the input
   --config.optim.lora=8               adapters of rank 8 on attention
 
-Expected: not measured.
+Expected: of CIFAR-10 with 200 pictures of each class, 51.5 % with the weights of a small model that the other 48,000
+had taught 55.0 %, and 39.1 % without them, 41.6 % by AdamW; measured in 514 CPU seconds, see benchmarks/README.md.
 """
 
 import sys

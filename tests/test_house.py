@@ -20,7 +20,7 @@ MAY_IMPORT = {
   'cli': {'console', ''},
   'console': set(),
   'commands': {'bench', 'checkpoint', 'config', 'console', 'hub', 'jobs', 'models', 'models/vit', 'pretrained'},
-  'main': {'config', 'jobs', 'watch'},
+  'main': {'config', 'jobs', 'memory', 'watch'},
   'jobs': {
     'bench', 'console', 'data', 'models', 'optim', 'pretrained', 'sharding', 'signatures', 'tasks', 'train', 'tuning',
     'workdir',
@@ -59,7 +59,8 @@ MAY_IMPORT = {
     'console', 'convert', 'convert_hf', 'convert_npz', 'formats', 'listing', 'models', 'models/vit', 'pretrained',
     'state', 'tables', 'transforms',
   },
-  'convert': {'state'},
+  'convert': {'memory', 'state'},
+  'memory': set(),
   'fill': {'models', 'models/positions', 'state'},
   'convert_hf': {'convert', 'convert_hf_config', 'convert_hf_write', 'models'},
   'convert_hf_config': {
@@ -69,7 +70,7 @@ MAY_IMPORT = {
   'convert_hf_write': {'convert_hf_config', 'models', 'models/mae', 'models/resnet', 'models/vit', 'transforms'},
   'convert_npz': {'convert', 'describe_npz', 'models', 'state'},
   'describe_npz': {'models', 'models/vit', 'transforms'},
-  'formats': set(),
+  'formats': {'memory'},
   'hub': {'download', 'formats', 'manifest'},
   'download': {'formats'},
   'manifest': set(),
@@ -97,7 +98,7 @@ HEAVY = {
 # These must start without jax: the front door, and what runs on the host before a device is wanted.
 WITHOUT_JAX = {
   '__init__', '__main__', 'cli', 'console', 'commands', 'main', 'signatures', 'transforms', 'sources', 'records',
-  'listing', 'tables', 'archives', 'order', 'manifest', 'hub', 'download', 'formats',
+  'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub', 'download', 'formats',
 }  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',

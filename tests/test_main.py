@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from vit_jax import cli, config, main
+from vit_jax import cli, config, main, memory
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -148,4 +148,4 @@ def test_help_and_wrong_flags_answer_without_jax(tmp_path):
 def test_freed_memory_is_kept_where_the_c_library_can():
   import platform
 
-  assert main.keep_freed_memory() == (platform.libc_ver()[0] == 'glibc')
+  assert memory.keep_freed() == (platform.libc_ver()[0] == 'glibc')

@@ -84,7 +84,7 @@ def test_origin_is_text_that_survives_a_users_jit():
   (dict(name='vit_small_patch16_gap_224', pretrained=True), 'There are no published weights'),
   (dict(name=NAME, pretrained='nowhere'), 'nowhere'),
   (dict(name=NAME, numerics='google'), "numerics='google'"),
-  (dict(name=NAME, pretrained='WORKDIR', reset=('heads',)), "reset names 'heads', which neither model nor weights have"),
+  (dict(name=NAME, pretrained='WORKDIR', reset=('heads',)), "reset names 'heads', which neither"),
   (dict(name=NAME, pretrained='WORKDIR', embed_dim=32), 'differences'),
   (dict(name='vit_tinny_patch16_224'), 'did you mean vit_tiny_patch16_224'),
 ], ids=str)  # fmt: skip

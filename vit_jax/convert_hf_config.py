@@ -264,15 +264,15 @@ def _siglip(given, which, size):
 
 
 def _mae(given, which, size):
-  made = _tokens(given) | dict(num_classes=0)
+  made = _tokens(given) | dict(num_classes=0, mask_ratio=given['mask_ratio'])
   if which != 'decoder':
-    return vit.VisionTransformer, made
+    return mae.MaskedAutoencoder, made | dict(decoder_embed_dim=0)
   dim = given['decoder_hidden_size']
   made |= dict(
     decoder_embed_dim=dim, decoder_depth=given['decoder_num_hidden_layers'],
     decoder_num_heads=given['decoder_num_attention_heads'],
     decoder_mlp_ratio=_ratio(given['decoder_intermediate_size'], dim), decoder_pos_resize='flat',
-    mask_ratio=given['mask_ratio'], norm_pix_loss=given['norm_pix_loss'],
+    norm_pix_loss=given['norm_pix_loss'],
   )  # fmt: skip
   return mae.MaskedAutoencoder, made
 

@@ -302,6 +302,9 @@ def _beit_masked(made):
 
 def _mae(made):
   dim = made['decoder_embed_dim']
+  if not dim:
+    encoder = {'architectures': ['ViTMAEModel'], 'mask_ratio': made['mask_ratio']}
+    return _tokens(made, 'vit_mae', 'ViTMAE', head=False) | encoder
   return _tokens(made, 'vit_mae', 'ViTMAE') | {
     'architectures': ['ViTMAEForPreTraining'],
     'decoder_hidden_size': dim,

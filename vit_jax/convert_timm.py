@@ -12,7 +12,7 @@ IGNORED = ('dynamic_img_size', 'dynamic_img_pad', 'weight_init', 'fix_init', 'po
 
 
 def describe(shapes, says, *, name=None, overrides=None, file=''):
-  """name, architecture (every argument), preprocessing and classes (or None) of a file of {key: shape}.
+  """({name, architecture (every argument), preprocessing, classes, or None}, abstract model) of a file of {key: shape}.
 
   says: its config.json or metadata ({} if there is none): architecture, model_args, num_classes, pretrained_cfg,
   label_names.   name, overrides: the caller's, used where the file does not say.   file: for messages.
@@ -20,26 +20,26 @@ def describe(shapes, says, *, name=None, overrides=None, file=''):
   if 'architecture' in says:
     pool = {'global_pool': says['global_pool']} if says.get('global_pool') else {}
     name, words = says['architecture'], pool | arguments(says.get('model_args') or {})
-    made = fitted(models.canonical(name), words, shapes)[0]
+    made, _, model = fitted(models.canonical(name), words, shapes)
   else:
     name = name or guess(shapes, file)
-    made = _fitting(models.canonical(name), dict(overrides or {}), shapes)
-  return {'name': models.canonical(name), 'architecture': made, **_row(says)}
+    made, model = _fitting(models.canonical(name), dict(overrides or {}), shapes)
+  return {'name': models.canonical(name), 'architecture': made, **_row(says)}, model
 
 
 def _fitting(name, words, shapes):
-  """Every argument of the file's model: the caller's words, without those that say where his is to differ from it."""
-  made, lines = fitted(name, words, shapes)
+  """(every argument, model) of the file: the caller's words, without those that say where his model is to differ."""
+  made, lines, model = fitted(name, words, shapes)
   better = bool(lines)
   while better:
     better = False
     for key in words:
       less = {other: value for other, value in words.items() if other != key}
-      other, left = fitted(name, less, shapes)
+      other, left, tried = fitted(name, less, shapes)
       if len(left) < len(lines):
-        words, made, lines, better = less, other, left, True
+        words, made, lines, model, better = less, other, left, tried, True
         break
-  return made
+  return made, model
 
 
 def arguments(words):
@@ -61,7 +61,7 @@ def _row(says):
 
 
 def fitted(name, words, shapes):
-  """(every argument of `name` with `words` and what the file's shapes fix, how the file differs from that: lines)."""
+  """(every argument of `name` with `words` and what the file's shapes fix, how the file differs: lines, the model)."""
   made = models.architecture(name, **words)
   try:
     model = models.abstract(name, **made)
@@ -69,10 +69,11 @@ def fitted(name, words, shapes):
     fixed = facts(made, model, entries, shapes)
     if any(made[key] != value for key, value in fixed.items()):
       made |= fixed
-      entries = convert.timm(models.abstract(name, **made))
+      model = models.abstract(name, **made)
+      entries = convert.timm(model)
   except ValueError as error:  # no such model: arguments of another one, or shapes that fit no grid
-    return made, [str(error)] * (len(shapes) + 1)
-  return made, convert.differences(entries, shapes)
+    return made, [str(error)] * (len(shapes) + 1), None
+  return made, convert.differences(entries, shapes), model
 
 
 def facts(made, model, entries, shapes):

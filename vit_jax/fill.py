@@ -40,8 +40,11 @@ def filled(opened, name, made, *, reset=(), seed=0, **execution):
 
 def shapes(model):
   """{path: shape} of all arrays of a model, a name for each layer."""
-  leaves = jax.eval_shape(lambda: state.unstack(_tree(model)))
-  return {path: tuple(leaf.shape) for path, leaf in state.flatten(leaves).items()}
+  tree = _tree(model)
+  leaves = state.flatten(tree)
+  if any('stacked' in path.split('/') for path in leaves):
+    leaves = state.flatten(jax.eval_shape(lambda: state.unstack(tree)))
+  return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def _tree(model):

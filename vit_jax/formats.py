@@ -18,6 +18,8 @@ import zlib
 import ml_dtypes
 import numpy as np
 
+from vit_jax import memory
+
 # safetensors' words for numbers, in the order in which it writes them: the widest first
 DTYPES = {
   'U64': np.uint64, 'I64': np.int64, 'F64': np.float64, 'C64': np.complex64, 'F32': np.float32, 'U32': np.uint32,
@@ -38,9 +40,9 @@ class Arrays(Mapping):
   shapes, dtypes: {name: ...} without reading.   metadata: {str: str} of a .safetensors, else {}.   path: of the file.
   """
 
-  def __init__(self, path, table, read, metadata=None):
-    """table: {name: (shape, dtype, where)}.   read: (name, shape, dtype, where) -> array."""
-    self.path, self.metadata, self._table, self._read = path, metadata or {}, table, read
+  def __init__(self, path, table, read, metadata=None, lend=None):
+    """table: {name: (shape, dtype, where)}.   read, lend: (name, shape, dtype, where) -> array; see lent."""
+    self.path, self.metadata, self._table, self._read, self._lend = path, metadata or {}, table, read, lend or read
     self.shapes = {name: shape for name, (shape, _, _) in table.items()}
     self.dtypes = {name: np.dtype(dtype) for name, (_, dtype, _) in table.items()}
 
@@ -52,6 +54,10 @@ class Arrays(Mapping):
 
   def __getitem__(self, name):
     return self._read(name, *self._table[name])
+
+  def lent(self, name):
+    """The array where the next lent one may lie, for who copies it at once: fresh memory costs more than reading."""
+    return self._lend(name, *self._table[name])
 
 
 def open_arrays(path, *, unsafe=False, name=None):
@@ -99,9 +105,9 @@ def _safetensors(path):
   if at != size - 8 - length:
     raise _damaged(path, f'its arrays take {at:,} bytes, and {size - 8 - length:,} are there')
 
-  def read(name, shape, dtype, where):
-    # read(2) into fresh memory: a map of the file would end the process if someone truncated the file under it
-    given = aligned(where[1] - where[0])
+  def read(name, shape, dtype, where, room=None):
+    # read(2) into memory: a map of the file would end the process if someone truncated the file under it
+    given = memory.aligned(where[1] - where[0]) if room is None else room[: where[1] - where[0]]
     with open(path, 'rb', buffering=0) as file:
       file.seek(8 + length + where[0])
       done = 0
@@ -112,14 +118,14 @@ def _safetensors(path):
         done += got
     return given.view(dtype).reshape(shape)
 
-  return Arrays(path, table, read, metadata)
+  room = []  # as large as the largest array, once one was lent
 
+  def lend(*spot):
+    if not room:
+      room.append(memory.aligned(max(end - begin for _, _, (begin, end) in table.values())))
+    return read(*spot, room[0])
 
-def aligned(size):
-  """`size` bytes, uninitialised, that begin where XLA wants an array: it takes them over without a copy."""
-  room = np.empty(size + 64, np.uint8)
-  start = -room.ctypes.data % 64
-  return room[start : start + size]
+  return Arrays(path, table, read, metadata, lend)
 
 
 def _once(pairs):
@@ -169,7 +175,8 @@ def _sharded(path):
   if wrong:
     raise ValueError(f'{path} and its shards differ in where {", ".join(wrong)} are; download index and shards again.')
   table = {name: (shards[file].shapes[name], shards[file].dtypes[name], shards[file]) for name, file in where.items()}
-  return Arrays(path, table, lambda name, shape, dtype, shard: shard[name], next(iter(shards.values())).metadata)
+  one, lent = (lambda name, _, __, shard: shard[name]), (lambda name, _, __, shard: shard.lent(name))
+  return Arrays(path, table, one, next(iter(shards.values())).metadata, lent)
 
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)

@@ -59,7 +59,8 @@ def evaluate(opened, name, split, *, batch, task=None, mesh=None, **data):
   classes = _classes(described, functools.partial(data_lib.load, name, **wanted))
   pictures = data_lib.load(name, **wanted, classes=classes)
   model, _ = pretrained.filled(opened)
-  print(f'{opened.path}: {described["weights"]} weights; {name}, {split}: {len(pictures.test)} pictures', file=sys.stderr)
+  shown = f'{described["weights"]} weights; {name}, {split}: {len(pictures.test)} pictures'
+  print(f'{opened.path}: {shown}', file=sys.stderr)
   found = train.evaluate(
     model, pictures, task=tasks.make(**task or {}, classes=pictures.classes), batch=batch, mesh=mesh
   )
@@ -151,7 +152,7 @@ def _unbalance(source):
 
 
 def _patience(config, shapes, size):
-  """A line with the hours that a run on a CPU will take at least, where these are some; the recipe stays as it is."""
+  """A line with the hours that a run on a CPU will take, where these are some; the recipe stays as it is."""
   pictures = config['batch'] * config['total_steps']
   if models.count(shapes) * pictures < 1e12:  # an hour or so at worst: not worth asking XLA
     return None
@@ -159,7 +160,7 @@ def _patience(config, shapes, size):
   hours = work / bench.cpu_gflops() / 3600
   if hours < 1:
     return None
-  return (f'this will take at least {hours:,.0f} hours here: {pictures:,} pictures are {work / 1e6:,.1f} PFLOP; a GPU, '
+  return (f'this will take about {hours:,.0f} hours here: {pictures:,} pictures are {work / 1e6:,.1f} PFLOP; a GPU, '
           'fewer --config.total_steps, a smaller model or img_size help')  # fmt: skip
 
 

@@ -10,7 +10,6 @@ python -m vit_jax.main [--config=NAME[:ARGS] | --config=FILE.py[:ARGS]] [--workd
 --print_config  shows every key, its value, and where that differs from the default; trains nothing
 """
 
-import ctypes
 import difflib
 import os
 import pathlib
@@ -19,7 +18,7 @@ import time
 
 from absl import flags
 
-from vit_jax import watch
+from vit_jax import memory, watch
 
 
 def parse(argv):
@@ -71,20 +70,6 @@ def default_workdir(spec):
   return f'runs/{pathlib.Path(name).name}_{time.strftime("%Y%m%d_%H%M%S")}'
 
 
-def keep_freed_memory():
-  """Has malloc keep what a step frees for the next one; whether it could (glibc can, others are left alone).
-
-  XLA on a CPU allocates a step's buffers afresh, and the kernel clears every page that was given back to it: a fifth
-  of the CPU seconds of configs/mnist.py, for 0.3 GB more resident memory.
-  """
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError, TypeError):
-    return False
-  trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
-  return all([mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**26), mallopt(mmap_threshold, 2**30)])
-
-
 def main(argv=None):
   """Exit code of `python -m vit_jax.main ARGV`; ValueError for what the user can mend (cli.guarded shows it)."""
   options, overrides = parse(sys.argv[1:] if argv is None else argv)
@@ -104,7 +89,7 @@ def main(argv=None):
     workdir = default_workdir(options.config)
   if workdir is not None:
     watch.check_workdir(workdir)
-  keep_freed_memory()
+  memory.keep_freed()
   from vit_jax import jobs
 
   jobs.run(resolved, workdir, extend=options.extend)

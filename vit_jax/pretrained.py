@@ -59,7 +59,8 @@ def filled(opened):
       f'{opened.path} was trained on a model that was changed in Python; rebuild it, and vit_jax.state.update it with '
       f'vit_jax.pretrained.weights({str(opened.path)!r}).'
     )
-  return _remember(fill.filled(opened, described['name'], described['architecture']), described['name'], described['architecture']), described
+  name, made = described['name'], described['architecture']
+  return _remember(fill.filled(opened, name, made), name, made), described
 
 
 def describe(path, *, arch=None, numerics=None, unsafe=False):

@@ -35,11 +35,12 @@ class Weights:
   arrays: Mapping
   entries: Callable
   ignored: Callable = lambda key: False
+  built: object = None
 
   @functools.cached_property
   def model(self):
     """The model of the file, shapes in place of arrays."""
-    return models.abstract(self.described['name'], **self.described['architecture'])
+    return self.built or models.abstract(self.described['name'], **self.described['architecture'])
 
   def shapes(self):
     """{key of the file: shape}, without what is ignored by name."""
@@ -72,8 +73,8 @@ def open_weights(path, *, arch=None, overrides=None, numerics=None, unsafe=False
     return _run(path)
   if not path.exists():
     raise FileNotFoundError(
-      f'There is no {path}: give the workdir of a run, a folder or a file of weights, a name of `vit_jax list models`, or '
-      'hf_hub:ORG/REPOSITORY.'
+      f'There is no {path}: give the workdir of a run, a folder or file of weights, a name of `vit_jax list models`, '
+      'or hf_hub:ORG/REPOSITORY.'
     )
   file = _single(path) if path.is_dir() else path
   if file is None:
@@ -196,8 +197,8 @@ def _timm(file, arrays, config, arch, overrides):
   ignored = lambda key: key.rpartition('.')[2] in BUFFERS
   shapes = {key: shape for key, shape in arrays.shapes.items() if not ignored(key)}
   says = config or {key: _value(value) for key, value in arrays.metadata.items()}
-  described = convert_timm.describe(shapes, says, name=arch, overrides=overrides, file=file)
-  return Weights(file, 'timm', described | {'weights': file.name}, arrays, convert.timm, ignored)
+  described, model = convert_timm.describe(shapes, says, name=arch, overrides=overrides, file=file)
+  return Weights(file, 'timm', described | {'weights': file.name}, arrays, convert.timm, ignored, model)
 
 
 def _value(text):

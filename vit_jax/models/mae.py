@@ -22,7 +22,8 @@ class MaskedAutoencoder(VisionTransformer):
   Arguments (the original release's words; those that VisionTransformer has too mean the same):
     mask_ratio: part of the patches that is hidden, in (0, 1).   norm_pix_loss: the loss compares pixels normalised
       within their patch (sec. 4.1, "reconstruction target").
-    decoder_embed_dim, decoder_depth, decoder_num_heads, decoder_mlp_ratio: as those of the encoder.
+    decoder_embed_dim, decoder_depth, decoder_num_heads, decoder_mlp_ratio: as those of the encoder; decoder_embed_dim
+      0 = no decoder (some files hold the encoder alone): a call then gives the encoder's tokens (b, 1 + kept, d).
     pos_resize, decoder_pos_resize: how the fixed positions are resampled for images of another size than img_size, of
       positions.POSITION_RESIZE; the decoder's also 'flat', along the patches as one row (as Hugging Face does).
     num_classes: 0, there is no head.
@@ -48,7 +49,9 @@ class MaskedAutoencoder(VisionTransformer):
       pos_resize=pos_resize, scan=scan, remat=remat, attention=attention, rngs=rngs)  # fmt: skip
     self.mask_ratio, self.norm_pix_loss, self.decoder_pos_resize = mask_ratio, norm_pix_loss, decoder_pos_resize
     self.pos_embed = nnx.Param(_fixed_positions(self.grid, embed_dim))
-
+    if not decoder_embed_dim:
+      self.decoder_embed = None
+      return
     spec = blocks.Spec(
       decoder_embed_dim, decoder_num_heads, mlp_ratio=decoder_mlp_ratio, qkv_bias=qkv_bias, act_layer=act_layer,
       norm_eps=norm_eps, attention=attention)  # fmt: skip
@@ -138,23 +141,28 @@ class MaskedAutoencoder(VisionTransformer):
     """The mean squared error () of the hidden patches' pixels; ValueError without noise and key: nothing is hidden."""
     if noise is None and key is None:
       raise ValueError('The loss is that of hidden patches: give noise (b, n), or a key to draw it from.')
+    if self.decoder_embed is None:
+      raise ValueError('The loss needs the decoder, which decoder_embed_dim=0 leaves out.')
     inside = self._inside(images, noise, key)
     return self._loss(images, inside['logits'], inside['mask'])
 
   def _inside(self, images, noise, key, collect=False):
     encoded = self._encoded(images, noise, key, collect)
+    if self.decoder_embed is None:
+      return encoded
     grid = self.patch_embed.grid(*images.shape[1:3])
     return encoded | self._decoded(encoded['norm'], encoded['ids_restore'], grid, collect)
 
   def __call__(self, images, *, key=None):  # (b, h, w, c)
-    return self._inside(images, None, key)['logits']
+    inside = self._inside(images, None, key)
+    return inside['norm'] if self.decoder_embed is None else inside['logits']
 
   def intermediates(self, images, noise=None):  # (b, h, w, c), (b, n)
     """What is inside, in order, deterministic: 'mask', 'ids_restore' (b, n), 'embed', 'block0', ..., 'norm' of the
     visible tokens, 'decoder_embed', 'decoder_block0', ..., 'decoder_norm' of all, 'logits', and with noise 'loss' ().
     """
     inside = self._inside(images, noise, None, collect=True)
-    if noise is None:
+    if noise is None or self.decoder_embed is None:
       return inside
     return inside | {'loss': self._loss(images, inside['logits'], inside['mask'])}
 

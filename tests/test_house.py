@@ -201,7 +201,8 @@ def forbidden_words(text):
 
 @pytest.mark.parametrize('name', [name for name in FILES if name.startswith('models/')])
 def test_models_do_no_io(name):
-  assert at_top(name) <= {'difflib', 'fnmatch', 'functools', 'inspect', 'math', 'typing', 'flax', 'jax', 'numpy', 'vit_jax'}
+  plain = {'difflib', 'fnmatch', 'functools', 'inspect', 'math', 'typing'}
+  assert at_top(name) <= plain | {'flax', 'jax', 'numpy', 'vit_jax'}
   calls = {ast.unparse(node.func) for node in ast.walk(tree(name)) if isinstance(node, ast.Call)}
   assert not calls & {'open', 'print', 'exec', 'eval', 'jax.jit'}
 

@@ -8,6 +8,7 @@ Sources: github.com/huggingface/safetensors (format), numpy.lib.format and the z
 
 from collections.abc import Mapping
 import contextlib
+import functools
 import json
 import math
 import os
@@ -108,24 +109,17 @@ def _safetensors(path):
   def read(name, shape, dtype, where, room=None):
     # read(2) into memory: a map of the file would end the process if someone truncated the file under it
     given = memory.aligned(where[1] - where[0]) if room is None else room[: where[1] - where[0]]
-    with open(path, 'rb', buffering=0) as file:
+    with open(path, 'rb') as file:
       file.seek(8 + length + where[0])
-      done = 0
-      while done < given.size:
-        got = file.readinto(memoryview(given)[done:])
-        if not got:
-          raise _damaged(path, f'{name} ends early')
-        done += got
+      if file.readinto(given) != given.size:
+        raise _damaged(path, f'{name} ends early')
     return given.view(dtype).reshape(shape)
 
-  room = []  # as large as the largest array, once one was lent
+  @functools.cache
+  def room():
+    return memory.aligned(max(end - begin for _, _, (begin, end) in table.values()))
 
-  def lend(*spot):
-    if not room:
-      room.append(memory.aligned(max(end - begin for _, _, (begin, end) in table.values())))
-    return read(*spot, room[0])
-
-  return Arrays(path, table, read, metadata, lend)
+  return Arrays(path, table, read, metadata, lambda *spot: read(*spot, room()))
 
 
 def _once(pairs):
@@ -175,8 +169,8 @@ def _sharded(path):
   if wrong:
     raise ValueError(f'{path} and its shards differ in where {", ".join(wrong)} are; download index and shards again.')
   table = {name: (shards[file].shapes[name], shards[file].dtypes[name], shards[file]) for name, file in where.items()}
-  one, lent = (lambda name, _, __, shard: shard[name]), (lambda name, _, __, shard: shard.lent(name))
-  return Arrays(path, table, one, next(iter(shards.values())).metadata, lent)
+  metadata = next(iter(shards.values())).metadata
+  return Arrays(path, table, lambda name, *_: table[name][2][name], metadata, lambda name, *_: table[name][2].lent(name))
 
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)

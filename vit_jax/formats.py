@@ -169,8 +169,8 @@ def _sharded(path):
   if wrong:
     raise ValueError(f'{path} and its shards differ in where {", ".join(wrong)} are; download index and shards again.')
   table = {name: (shards[file].shapes[name], shards[file].dtypes[name], shards[file]) for name, file in where.items()}
-  metadata = next(iter(shards.values())).metadata
-  return Arrays(path, table, lambda name, *_: table[name][2][name], metadata, lambda name, *_: table[name][2].lent(name))
+  metadata, lend = next(iter(shards.values())).metadata, lambda name, *_: table[name][2].lent(name)
+  return Arrays(path, table, lambda name, *_: table[name][2][name], metadata, lend)
 
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)

@@ -66,7 +66,7 @@ def nearest(cls, made):
 
   def distance(name):  # of two that differ as much, the one that says more
     row = defaults | rows[name]
-    return sum(row[key] != value for key, value in made.items()), -sum(made[k] == v for k, v in rows[name].items())
+    return sum(row[key] != value for key, value in made.items()), -sum(made.get(k) == v for k, v in rows[name].items())
 
   return min(rows, key=distance)
 

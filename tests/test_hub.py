@@ -135,7 +135,8 @@ def test_where_nothing_is_to_be_had_one_line_says_what_to_put_where(tmp_path, mo
 def test_an_index_of_augreg_chooses(tmp_path):
   name = 'B_16-i21k-30ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0'
   weights(tmp_path / f'{name}.npz')
-  (tmp_path / 'index.csv').write_text(f'name,ds,final_val,filename\nB_16,i21k,0.5,{name}\nB_16,i21k,0.4,x\n')
+  columns = 'name,ds,final_val,filename,adapt_filename,adapt_final_val'
+  (tmp_path / 'index.csv').write_text(f'{columns}\nB/16,i21k,0.5,{name},a,1\nB/16,i21k,0.4,x,b,1\n')
   assert hub.find('B_16', folder=tmp_path) == tmp_path / f'{name}.npz'
 
 

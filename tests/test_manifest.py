@@ -1,6 +1,6 @@
 """What weights there are: complete, consistent with the models we have, and found by every name."""
 
-import csv
+import re
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_every_row_is_whole():
 
 def test_a_bare_name_is_its_default():
   assert manifest.row('vit_base_patch16_224')['name'] == 'vit_base_patch16_224.augreg2_in21k_ft_in1k'
-  assert manifest.row('ViT-B_16')['name'] == 'ViT-B_16.imagenet21k+imagenet2012'
+  assert manifest.row('ViT-B_16')['name'] == 'ViT-B_16.imagenet21k'
   assert manifest.row('R50_L_32')['name'] == 'R50+ViT-L_32.augreg'
   assert not manifest.is_row('vit_gigantic_patch14_224') and manifest.row('vit_gigantic_patch14_224')['repo'] is None
   assert not manifest.is_row('nothing')
@@ -43,14 +43,50 @@ def test_an_augreg_file_is_a_name():
   assert row['num_classes'] is None and row['labels'] is None
 
 
-def test_the_best_augreg_file_is_the_one_with_the_largest_final_val(tmp_path):
-  path = tmp_path / 'index.csv'
-  rows = [('B_16', 'i21k', 0.3, 'a'), ('B_16', 'i21k', 0.5, 'gs://x/b.npz'), ('B_16', 'i1k', 0.9, 'c')]
-  with open(path, 'w', newline='') as file:
-    csv.writer(file).writerows([('name', 'ds', 'final_val', 'filename'), *rows])
-  assert manifest.best_augreg(path, 'B_16') == 'b'
-  with pytest.raises(ValueError, match='no ImageNet-21k row for S_16'):
-    manifest.best_augreg(path, 'S_16')
+AUG_REG = 'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0'
+TUNED = f'{AUG_REG}--imagenet2012-steps_20k-lr_0.01-res_384'
+ROWS = [  # name, ds, final_val, filename, adapt_ds, adapt_resolution, adapt_final_val, adapt_filename
+  ('B/16', 'i21k', '0.47', AUG_REG, 'imagenet2012', '384', '0.855', TUNED),
+  ('B/16', 'i21k', '0.47', AUG_REG, 'imagenet2012', '224.0', '0.846', 'tuned_224'),
+  ('B/16', 'i21k', '0.46', 'worse', 'imagenet2012', '384', '0.86', 'worse_384'),
+  ('B/16', 'i21k', 'nan', 'failed', 'cifar10', '224', '', 'failed_cifar'),
+  ('B/16', 'i1k', '0.8', 'small_data', 'imagenet2012', '384', '0.9', 'small_data_384'),
+  ('R26+S/32', 'i21k', '0.4', 'R26_S_32-x', 'imagenet2012', '384', '0.8', 'R26_S_32-y'),
+]
+COLUMNS = 'name,ds,final_val,filename,adapt_ds,adapt_resolution,adapt_final_val,adapt_filename'
+INDEX = '\n'.join([COLUMNS, *map(','.join, ROWS)]) + '\n'
+
+
+def test_the_index_of_aug_reg(tmp_path):
+  (tmp_path / 'index.csv').write_text(INDEX)
+  for index in (INDEX, tmp_path / 'index.csv', str(tmp_path / 'index.csv')):
+    assert manifest.aug_reg(index, 'ViT-B_16') == AUG_REG
+  select = lambda name, **wanted: manifest.aug_reg(INDEX, name, **wanted)
+  assert select('B/16') == select('B_16') == AUG_REG
+  assert select('R26+ViT-S_32') == select('R26+S_32') == 'R26_S_32-x'
+  assert select('B/16', adapt_ds='imagenet2012') == 'worse_384'
+  assert select('B/16', adapt_ds='imagenet2012', adapt_resolution=224) == 'tuned_224'
+  assert select('B/16', ds='i1k') == 'small_data' and select('B/16', ds='i1k', adapt_resolution=384) == 'small_data_384'
+  assert select(TUNED) == select(f'{TUNED}.npz') == TUNED
+
+
+@pytest.mark.parametrize(
+  'name, wanted, words',
+  [
+    ('ViT-X_16', {}, 'AugReg has no ViT-X_16; it has B/16, R26+S/32.'),
+    ('B/16', {'dataset': 'i1k'}, "index.csv has no column 'dataset'; it has name, ds,"),
+    ('B/16', {'ds': 'i2k'}, 'There is no B/16 with ds=i2k among these; ds is one of i1k, i21k.'),
+    ('B/16', {'adapt_resolution': 512}, 'adapt_resolution is one of 224, 224.0, 384.'),
+  ],
+)
+def test_what_the_index_does_not_have(name, wanted, words):
+  with pytest.raises(ValueError, match=re.escape(words)):
+    manifest.aug_reg(INDEX, name, **wanted)
+
+
+def test_another_table_is_no_index():
+  with pytest.raises(ValueError, match='no index.csv of AugReg'):
+    manifest.aug_reg('a,b\n1,2\n', 'B/16')
 
 
 @pytest.mark.parametrize(

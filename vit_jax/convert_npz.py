@@ -16,7 +16,6 @@ from vit_jax import convert, describe_npz, models, state
 from vit_jax.describe_npz import OUTSIDE, POSITIONS
 
 describe, looks, ignored = describe_npz.describe, describe_npz.looks, describe_npz.ignored
-aug_reg, describe_filename = describe_npz.aug_reg, describe_npz.describe_filename
 
 # Ours -> theirs, of modules and single parameters. {0} is the first number of a path; {stage} and {unit} are the first
 # two, counted from 1. Names with commas between them are several arrays, of which ours is the stack.

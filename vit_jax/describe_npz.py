@@ -4,10 +4,7 @@ What a file fixes is read from it: width, depth, heads, patches, positions, clas
 numerics 'google' is how it was trained, 'timm' is how timm runs it. AugReg: Steiner et al. 2021, arXiv:2106.10270.
 """
 
-import csv
-import io
 import math
-import os
 import re
 
 from vit_jax import models, transforms
@@ -246,84 +243,3 @@ def _grid(count, prefixes, told):
   raise ValueError(
     f'{count} positions are no square of patches; say img_size=(height, width) of the images that they are for.'
   )
-
-
-_AUG_REG = re.compile(
-  r'(?P<model>[\w+]+)-(?P<ds>\w+)-(?P<epochs>\d+)ep-lr_(?P<lr>[\d.e-]+)-aug_(?P<aug>\w+)-wd_(?P<wd>[\d.e-]+)'
-  r'-do_(?P<do>[\d.]+)-sd_(?P<sd>[\d.]+)'
-  r'(?:--(?P<adapt_ds>\w+)-steps_(?P<adapt_steps>\d+)k-lr_(?P<adapt_lr>[\d.e-]+)-res_(?P<adapt_resolution>\d+))?'
-)
-
-
-def describe_filename(name):
-  """What the name of an AugReg file says, in the words of index.csv: model, ds, epochs, lr, aug, wd, do, sd, adapt_*.
-
-  model is the name of the original release ('ViT-B_16', 'R26+ViT-S_32'); adapt_* are None before fine-tuning, and
-  adapt_steps are whole thousands. Raises ValueError for another name.
-  """
-  match = _AUG_REG.fullmatch(os.path.basename(os.fspath(name)).removesuffix('.npz'))
-  if match is None:
-    raise ValueError(
-      f'{name} is no name of an AugReg file; wanted MODEL-DATA-EPOCHSep-lr_LR-aug_AUG-wd_WD-do_DO-sd_SD, and for a '
-      'fine-tuned one --DATA-steps_STEPSk-lr_LR-res_PIXELS.'
-    )
-  said = match.groupdict()
-  whole, texts = ('epochs', 'adapt_steps', 'adapt_resolution'), ('model', 'ds', 'aug', 'adapt_ds')
-  found = {
-    key: value if value is None or key in texts else int(value) if key in whole else float(value)
-    for key, value in said.items()
-  }
-  root, _, vit_part = found['model'].replace('+', '_').partition('_')
-  hybrid = root.startswith('R')
-  found['model'] = f'{root}+ViT-{vit_part}' if hybrid else f'ViT-{root}_{vit_part}'
-  found['adapt_steps'] = found['adapt_steps'] and 1000 * found['adapt_steps']
-  return found
-
-
-def aug_reg(index, name, **wanted):
-  """The file (without .npz) that a name stands for among AugReg's, as the original release chooses it.
-
-  index: path or text of index.csv.   name: a model ('ViT-B_16', 'B/16', 'R26+S_32'), or a file's name, which is given
-  back.   wanted: values of columns; ds is 'i21k' if it is not named. The one with the largest final_val, or, where a
-  column of fine-tuning is named (adapt_ds='imagenet2012', adapt_resolution=384), with the largest adapt_final_val.
-
-  Raises ValueError in one line where there is no such model, column or row.
-  """
-  text = str(index)
-  if '\n' not in text:
-    with open(text, encoding='utf-8', newline='') as file:
-      text = file.read()
-  rows = list(csv.DictReader(io.StringIO(text)))
-  if not rows or not {'name', 'ds', 'filename', 'adapt_filename', 'final_val', 'adapt_final_val'} <= set(rows[0]):
-    raise ValueError(
-      'This is no index.csv of AugReg: wanted its columns name, ds, filename, final_val, adapt_filename.'
-    )
-  name = os.fspath(name).removesuffix('.npz')
-  if any(name in (row['filename'], row['adapt_filename']) for row in rows):
-    return name
-  bare = lambda model: re.sub(r'[/+]', '_', model.replace('ViT-', ''))
-  own = [row for row in rows if bare(row['name']) == bare(name)]
-  if not own:
-    raise ValueError(f'AugReg has no {name}; it has {", ".join(sorted({row["name"] for row in rows}))}.')
-  for key, value in ({'ds': 'i21k'} | wanted).items():
-    if key not in rows[0]:
-      raise ValueError(f'index.csv has no column {key!r}; it has {", ".join(rows[0])}.')
-    known = sorted({row[key] for row in own})
-    own = [row for row in own if _same(row[key], value)]
-    if not own:
-      raise ValueError(f'There is no {name} with {key}={value} among these; {key} is one of {", ".join(known)}.')
-  tuned = 'adapt_' if any(key.startswith('adapt_') for key in wanted) else ''
-  return max(own, key=lambda row: _score(row[f'{tuned}final_val']))[f'{tuned}filename']
-
-
-def _same(text, value):
-  try:
-    return float(text) == float(value)
-  except ValueError:
-    return text == str(value)
-
-
-def _score(text):
-  """A cell as a number to be the largest of; an empty one is none."""
-  score = float(text or '-inf')
-  return -math.inf if math.isnan(score) else score

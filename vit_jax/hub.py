@@ -15,7 +15,7 @@ import pathlib
 import urllib.parse
 
 from vit_jax import download, formats
-from vit_jax.manifest import best_augreg, is_row, label_ids, labels, row, rows
+from vit_jax.manifest import aug_reg, is_row, label_ids, labels, row, rows
 
 __all__ = ['find', 'is_row', 'label_ids', 'labels', 'places', 'repository', 'row', 'rows', 'sources']
 
@@ -171,7 +171,7 @@ def _chosen(name, folder):
     for index in ('index.csv', 'augreg/index.csv'):
       at = pathlib.Path(folder).expanduser() / index
       if at.is_file():
-        return row(best_augreg(at, name))
+        return row(os.path.basename(aug_reg(at, name)).removesuffix('.npz'))
   return found
 
 

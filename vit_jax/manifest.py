@@ -11,13 +11,20 @@ import difflib
 import functools
 import gzip
 import importlib.resources
+import io
+import math
+import os
 import re
 
 LABELS = {'imagenet-1k': 'a', 'imagenet-12k': 'b', 'imagenet-21k-miil': 'c', 'imagenet-21k-w21': 'd',
           'imagenet-22k': 'e', 'imagenet-21k': 'f'}  # fmt: skip
 BUCKET = 'https://storage.googleapis.com/vit_models/augreg/'
-# {model}-{dataset}-{epochs}ep-...[--{dataset}-steps_{k}k-lr_{lr}-res_{pixels}], the names of Steiner et al., 2021
-AUGREG = re.compile(r'((?:R\d*_)?[A-Z][a-z]?_\d+)-(i1k|i21k|[a-z0-9]+)-\d+ep-[^/]*?(?:--(\w+?)-steps_.*-res_(\d+))?')
+# the names of AugReg's files (Steiner et al. 2021, arXiv:2106.10270)
+AUG_REG = re.compile(
+  r'(?P<model>[\w+]+)-(?P<ds>\w+)-(?P<epochs>\d+)ep-lr_(?P<lr>[\d.e-]+)-aug_(?P<aug>\w+)-wd_(?P<wd>[\d.e-]+)'
+  r'-do_(?P<do>[\d.]+)-sd_(?P<sd>[\d.]+)'
+  r'(?:--(?P<adapt_ds>\w+)-steps_(?P<adapt_steps>\d+)k-lr_(?P<adapt_lr>[\d.e-]+)-res_(?P<adapt_resolution>\d+))?'
+)
 
 
 @functools.cache
@@ -80,6 +87,8 @@ def _defaults():
   out = {}
   for name, found in rows().items():
     out.setdefault(name.partition('.')[0], found)
+    if name.endswith('.imagenet21k'):  # a release's bare name is what it was pre-trained to, as its files are called
+      out[name.partition('.')[0]] = found
     if name.endswith('.augreg'):
       out[_augreg_model(name)] = found
   return out
@@ -92,11 +101,11 @@ def _augreg_model(name):
 
 def _augreg(name):
   """The row of an AugReg file by its name, or None."""
-  match = AUGREG.fullmatch(name)
-  base = match and _defaults().get(match[1])
+  match = AUG_REG.fullmatch(name)
+  base = match and _defaults().get(match['model'])
   if not base:
     return None
-  last, size = match[3] or match[2], int(match[4] or 224)
+  last, size = match['adapt_ds'] or match['ds'], int(match['adapt_resolution'] or 224)
   classes, names = {'i21k': (21843, 'imagenet-21k'), 'i1k': (1000, 'imagenet-1k'),
                     'imagenet2012': (1000, 'imagenet-1k')}.get(last, (None, None))  # fmt: skip
   return base | {
@@ -104,16 +113,6 @@ def _augreg(name):
     'url': f'{BUCKET}{name}.npz', 'num_classes': classes, 'labels': names, 'architecture': {'img_size': size},
     'preprocessing': base['preprocessing'] | {'size': [size, size]},
   }  # fmt: skip
-
-
-def best_augreg(index, model):
-  """The name of the AugReg file for a model ('R26_S_32'): of index.csv's ImageNet-21k rows, the largest final_val."""
-  with open(index, encoding='utf-8', newline='') as file:
-    found = [line for line in csv.DictReader(file) if line['name'] == model and line['ds'] == 'i21k']
-  if not found:
-    raise ValueError(f'{index} has no ImageNet-21k row for {model}.')
-  name = max(found, key=lambda line: float(line['final_val']))['filename']
-  return name.rpartition('/')[2].removesuffix('.npz')
 
 
 def labels(name):
@@ -142,3 +141,52 @@ def _synsets(name):
 
 def _file(name):
   return importlib.resources.files('vit_jax') / name
+
+
+def aug_reg(index, name, **wanted):
+  """The file (without .npz) that a name stands for among AugReg's, as the original release chooses it.
+
+  index: path or text of index.csv.   name: a model ('ViT-B_16', 'B/16', 'R26+S_32'), or a file's name, which is given
+  back.   wanted: values of columns; ds is 'i21k' if it is not named. The one with the largest final_val, or, where a
+  column of fine-tuning is named (adapt_ds='imagenet2012', adapt_resolution=384), with the largest adapt_final_val.
+
+  Raises ValueError in one line where there is no such model, column or row.
+  """
+  text = str(index)
+  if '\n' not in text:
+    with open(text, encoding='utf-8', newline='') as file:
+      text = file.read()
+  table = list(csv.DictReader(io.StringIO(text)))
+  if not table or not {'name', 'ds', 'filename', 'adapt_filename', 'final_val', 'adapt_final_val'} <= set(table[0]):
+    raise ValueError(
+      'This is no index.csv of AugReg: wanted its columns name, ds, filename, final_val, adapt_filename.'
+    )
+  name = os.fspath(name).removesuffix('.npz')
+  if any(name in (row['filename'], row['adapt_filename']) for row in table):
+    return name
+  bare = lambda model: re.sub(r'[/+]', '_', model.replace('ViT-', ''))
+  own = [row for row in table if bare(row['name']) == bare(name)]
+  if not own:
+    raise ValueError(f'AugReg has no {name}; it has {", ".join(sorted({row["name"] for row in table}))}.')
+  for key, value in ({'ds': 'i21k'} | wanted).items():
+    if key not in table[0]:
+      raise ValueError(f'index.csv has no column {key!r}; it has {", ".join(table[0])}.')
+    known = sorted({row[key] for row in own})
+    own = [row for row in own if _same(row[key], value)]
+    if not own:
+      raise ValueError(f'There is no {name} with {key}={value} among these; {key} is one of {", ".join(known)}.')
+  tuned = 'adapt_' if any(key.startswith('adapt_') for key in wanted) else ''
+  return max(own, key=lambda row: _score(row[f'{tuned}final_val']))[f'{tuned}filename']
+
+
+def _same(text, value):
+  try:
+    return float(text) == float(value)
+  except ValueError:
+    return text == str(value)
+
+
+def _score(text):
+  """A cell as a number to be the largest of; an empty one is none."""
+  score = float(text or '-inf')
+  return -math.inf if math.isnan(score) else score

@@ -71,7 +71,7 @@ def row(name):
     return found
   stem = name.partition('.')[0]
   tags = [known for known in rows() if known.partition('.')[0] == stem]
-  near = difflib.get_close_matches(name, tags or [*_defaults(), *rows()], 3, 0.0 if tags else 0.4)
+  near = difflib.get_close_matches(name, tags or {**_defaults(), **rows()}, 3, 0.0 if tags else 0.4)
   hint = f'did you mean {", ".join(near)}?' if near else '`vit_jax list models --tags` shows all.'
   raise ValueError(f'There are no weights named {name!r}; {hint}')
 

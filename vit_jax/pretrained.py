@@ -92,7 +92,11 @@ def is_path(word):
 def open_any(path, *, arch=None, numerics=None, unsafe=False):
   """(weights.Weights, name) of a path or of a name whose weights can be had."""
   if is_path(path):
-    return open_named(arch, path, numerics=numerics, unsafe=unsafe)
+    opened, name = open_named(arch, path, numerics=numerics, unsafe=unsafe)
+    if arch is not None:
+      _wanted(opened, name, None, {})  # refuses what is another architecture
+      name = opened.described['name']
+    return opened, name
   if arch is not None:
     raise ValueError(f'arch={arch!r} says what a file is; {path} is a name.')
   return open_named(os.fspath(path), True, numerics=numerics, unsafe=unsafe)

@@ -159,7 +159,9 @@ def interrupted_fit(stop, **arguments):
 RECIPE = dict(optim=dict(lr=1e-2, warmup=0.2, ema=0.9), step=dict(augment=dict(mixup=0.2), accumulate=2))
 
 
-@pytest.mark.parametrize('how', [dict(), dict(scan=True, remat='full'), dict(dtype='bfloat16')], ids=str)
+@pytest.mark.parametrize(
+  'how', [dict(), dict(scan=True, remat='full'), pytest.param(dict(dtype='bfloat16'), marks=pytest.mark.slow)], ids=str
+)
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, how):
   dropping = dict(drop_path_rate=0.2, proj_drop_rate=0.1)
   execution = {key: how[key] for key in ('scan', 'remat') if key in how}

@@ -18,7 +18,7 @@ import time
 
 from absl import flags
 
-from vit_jax import memory, watch
+from vit_jax import watch
 
 
 def parse(argv):
@@ -89,8 +89,9 @@ def main(argv=None):
     workdir = default_workdir(options.config)
   if workdir is not None:
     watch.check_workdir(workdir)
+  from vit_jax import jobs, memory
+
   memory.keep_freed()
-  from vit_jax import jobs
 
   jobs.run(resolved, workdir, extend=options.extend)
   return 0

@@ -6,9 +6,13 @@ import numpy as np
 
 
 def aligned(size):
-  """`size` bytes, uninitialised, that begin where XLA wants an array: it takes them over without a copy."""
-  room = np.empty(size + 64, np.uint8)
-  start = -room.ctypes.data % 64
+  """`size` bytes, uninitialised, that begin where XLA wants an array: it takes them over without a copy.
+
+  Large ones begin on a huge page, of which the kernel clears one at a time where it would clear 512 small ones.
+  """
+  boundary = 2**21 if size >= 2**21 else 64
+  room = np.empty(size + boundary, np.uint8)
+  start = -room.ctypes.data % boundary
   return room[start : start + size]
 
 

@@ -236,7 +236,7 @@ def open_clip(embed_dim, vision_cfg, text_cfg=None, quick_gelu=False, **rest):
   made = dict(
     img_size=v['image_size'], patch_size=v['patch_size'], embed_dim=v['width'], depth=v['layers'],
     num_heads=v['width'] // v.get('head_width', 64), mlp_ratio=v.get('mlp_ratio', 4.0), num_classes=embed_dim,
-    act_layer='quick_gelu' if quick_gelu else 'gelu',
+    act_layer='quick_gelu' if quick_gelu else 'gelu', init_values=v.get('ls_init_value'),
   )  # fmt: skip
   return 'vit_base_patch32_clip_224', made
 

@@ -51,8 +51,10 @@ MAY_IMPORT = {
   'transforms': set(),
   'pretrained': {'fill', 'hub', 'models', 'weights'},
   'weights': {
-    'checkpoint', 'convert', 'convert_hf', 'convert_npz', 'convert_timm', 'formats', 'models', 'state', 'tuning',
+    'checkpoint', 'convert', 'convert_clip', 'convert_hf', 'convert_npz', 'convert_timm', 'formats', 'models',
+    'state', 'tuning',
   },
+  'convert_clip': set(),
   'convert_timm': {'convert', 'models', 'models/vit'},
   'checkpoint': set(),
   'exports': {

@@ -13,7 +13,18 @@ import pathlib
 import jax
 import numpy as np
 
-from vit_jax import checkpoint, convert, convert_hf, convert_npz, convert_timm, formats, models, state, tuning
+from vit_jax import (
+  checkpoint,
+  convert,
+  convert_clip,
+  convert_hf,
+  convert_npz,
+  convert_timm,
+  formats,
+  models,
+  state,
+  tuning,
+)
 
 FILES = ('.npz', '.safetensors', '.safetensors.index.json', '.pth', '.pt', '.bin')
 # What PyTorch keeps beside its weights and no output depends on, or what was of use in pre-training only.
@@ -87,6 +98,8 @@ def open_weights(path, *, arch=None, overrides=None, numerics=None, unsafe=False
     return _npz(file, arrays, arch, overrides, numerics or 'google')
   if 'model_type' in config and not _timm_keys(arrays.shapes):
     return _hf(file, arrays, config)
+  if convert_clip.is_clip(arrays.shapes):
+    return _timm(file, convert_clip.Tower(arrays), {}, arch, overrides)
   return _timm(file, arrays, config, arch, overrides)
 
 

@@ -123,3 +123,11 @@ def test_the_command_says_what_it_checked(tmp_path, capsys):
   assert 'equal in every bit: ' in printed.err and 'logits of the model read back, on 8 digits' in printed.err
   assert cli.main(arguments) == 2
   assert 'exists; remove it' in capsys.readouterr().err
+
+
+def test_where_a_format_leaves_pooling_to_the_caller_tokens_are_compared(tmp_path):
+  tiny = dict(img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=2, qkv_bias=True)
+  model = vit_jax.create_model('vit_small_patch16_dinov3', **tiny)
+  assert model.global_pool == 'avg' and model.head is None
+  checks = vit_jax.export(model, to='hf', out=tmp_path / 'dino', verify=True)
+  assert any(words.startswith('tokens of the model read back') for words in checks)

@@ -19,7 +19,9 @@ MAY_IMPORT = {
   '__main__': {'cli'},
   'cli': {'console', ''},
   'console': set(),
-  'commands': {'bench', 'checkpoint', 'config', 'console', 'hub', 'jobs', 'models', 'models/vit', 'pretrained'},
+  'commands': {
+    'bench', 'checkpoint', 'config', 'console', 'exports', 'hub', 'jobs', 'models', 'models/vit', 'pretrained',
+  },
   'main': {'config', 'jobs', 'memory', 'watch'},
   'jobs': {
     'bench', 'console', 'data', 'models', 'optim', 'pretrained', 'sharding', 'signatures', 'tasks', 'train', 'tuning',
@@ -58,7 +60,7 @@ MAY_IMPORT = {
   'convert_timm': {'convert', 'models', 'models/vit'},
   'checkpoint': set(),
   'exports': {
-    'console', 'convert', 'convert_hf', 'convert_npz', 'formats', 'listing', 'models', 'models/vit', 'pretrained',
+    'convert', 'convert_hf', 'convert_npz', 'formats', 'listing', 'models', 'models/vit', 'pretrained',
     'state', 'tables', 'transforms',
   },
   'convert': {'memory', 'state'},

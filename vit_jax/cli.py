@@ -19,7 +19,7 @@ COMMANDS = {
   'evaluate': ('accuracy of a model on a data set: --model, --data, --split', 'commands', 'evaluate'),
   'list': ('models, configs or datasets, and a PATTERN', 'commands', 'list_'),
   'show': ('parameters, tokens, GFLOPs and architecture of a NAME or WORKDIR', 'commands', 'show'),
-  'export': ('weights for timm, Hugging Face or as .npz: --model, --to, OUT', 'exports', 'command'),
+  'export': ('weights for timm, Hugging Face or as .npz: --model, --to, OUT', 'commands', 'export'),
   'bench': ('images/s, compile time and memory: --model, --batch, --dtype', 'commands', 'bench'),
 }
 

@@ -1,4 +1,4 @@
-"""The commands that need no module of their own: evaluate, list, show, bench.
+"""The commands that need no module of their own: evaluate, list, show, bench, export.
 
 Each takes its arguments, prints its result on stdout and all else on stderr, and returns an exit code. What it needs is
 imported after its arguments were read, so that --help and a misspelt flag are answered at once.
@@ -117,6 +117,27 @@ def bench(argv):
     model, size = pretrained.create_model(args.model), models.architecture(pretrained.named(args.model)[0])['img_size']
   _hint()
   benchmark.report(model, size, batch=args.batch, dtype=args.dtype, seconds=args.seconds)
+  return 0
+
+
+def export(argv):
+  """Writes a model's weights for timm (a folder), Hugging Face (a folder) or as Google's .npz (a file)."""
+  parser = console.Parser('export', export.__doc__)
+  add_model(parser)
+  parser.add_argument('--to', required=True, choices=['timm', 'hf', 'npz'], help='the format')
+  parser.add_argument('out', metavar='OUT', help='the folder or file to write; must not exist')
+  parser.add_argument('--verify', action='store_true', help='read it back, compare bits and logits, and say so')
+  parser.add_argument('--images', metavar='DIR', help='pictures for --verify (default: the embedded digits)')
+  args = parser.parse_args(argv)
+  from vit_jax import exports
+
+  checks = exports.export(
+    args.model, to=args.to, out=args.out, arch=args.arch, numerics=args.numerics, unsafe=args.unsafe,
+    verify=args.verify or args.images is not None, images=args.images,
+  )  # fmt: skip
+  for words, figure in checks.items():
+    print(f'{words}: {figure}', file=sys.stderr)
+  print(args.out)
   return 0
 
 

@@ -8,12 +8,9 @@ import itertools
 import json
 import os
 import pathlib
-import sys
 import tempfile
 
 import numpy as np
-
-from vit_jax import console
 
 FORMATS = ('timm', 'hf', 'npz')
 CLOSE = 1e-3  # of the logits' standard deviation: how far float32 in another library may be from ours
@@ -227,23 +224,33 @@ def _bits(model, file, entries):
   return {'arrays read back, equal in every bit': len(ours)}
 
 
+class _Lost(ValueError):
+  """The peer does not know all arrays of a folder that was written for it."""
+
+
 def _outputs(model, described, to, path, images):
   """{check: figure}: what the export computes here, read strictly by what it says itself, and in its own library."""
   import jax
 
   pixels, what = _pixels(described, images)
   with jax.default_matmul_precision('highest'):
-    wanted = _logits(model, pixels)
-    again = _logits(_reread(described, to, path), pixels)
-  checks = _compared(f'logits of the model read back, on {what}: largest difference', again, wanted)
+    read = _reread(described, to, path)
+    # Hugging Face has bare models, which leave pooling to the caller: of these the tokens are compared
+    bare = getattr(read, 'global_pool', None) != getattr(model, 'global_pool', None)
+    wanted, again = _logits(model, pixels, bare), _logits(read, pixels, bare)
+  named = 'tokens' if bare else 'logits'
+  checks = _compared(f'{named} of the model read back, on {what}: largest difference', again, wanted)
   library, run = {'timm': ('timm', _timm_logits), 'hf': ('transformers', _hf_logits), 'npz': ('timm', _npz_logits)}[to]
   try:
     __import__(library)
     if to == 'npz':
       timm_config(described)  # what timm has no word for it cannot compute, whatever the file holds
-  except Exception as problem:  # a library that is broken here is as good as none
-    return checks | {f'logits of {library}': f'not compared ({str(problem).partition(";")[0][:100]})'}
-  return checks | _compared(f'logits of {library}, on {what}: largest difference', run(path, described, pixels), wanted)
+    theirs = run(path, described, pixels, bare)
+  except Exception as problem:  # a library that is broken here, or asks a hub for more, is as good as none
+    if isinstance(problem, _Lost):
+      raise
+    return checks | {f'{named} of {library}': f'not compared ({str(problem).partition(";")[0][:100]})'}
+  return checks | _compared(f'{named} of {library}, on {what}: largest difference', theirs, wanted)
 
 
 def _reread(described, to, path):
@@ -275,13 +282,14 @@ def _pixels(described, images):  # -> (b, h, w, 3) float32
   return ((pixels - np.float32(row['mean'])) / np.float32(row['std'])).astype(np.float32), what
 
 
-def _logits(model, pixels):
+def _logits(model, pixels, bare=False):
   import jax
 
   from vit_jax import state
 
   graphdef, params, rest = state.split(model)
-  return np.asarray(jax.jit(lambda params, x: state.merge(graphdef, params, rest)(x))(params, pixels))
+  call = lambda model, x: model.features(x) if bare else model(x)
+  return np.asarray(jax.jit(lambda params, x: call(state.merge(graphdef, params, rest), x))(params, pixels))
 
 
 def _compared(words, got, wanted):
@@ -295,42 +303,42 @@ def _compared(words, got, wanted):
   return {words: f'{difference:.2g} ({share:.2g} of their std)'}
 
 
-def _run_torch(model, pixels, bare=False, **inputs):
-  """What a PyTorch model gives for (b, h, w, c): its logits, or what stands for them."""
+def _run_torch(model, pixels, hidden=None, **inputs):
+  """What a PyTorch model gives for (b, h, w, c): its logits, or what stands for them; hidden: this of its tokens."""
   import torch
 
   with torch.no_grad():
     out = model.eval()(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))), **inputs)
-  if bare:
-    out = out.last_hidden_state[:, 0]
+  if hidden is not None:
+    out = out.last_hidden_state[:, hidden]
   elif not isinstance(out, torch.Tensor):
     out = next(out[key] for key in ('logits', 'image_embeds', 'pooler_output') if key in out)
   return (out.permute(0, 2, 3, 1) if out.ndim == 4 else out).numpy()
 
 
-def _timm_logits(path, described, pixels):
+def _timm_logits(path, described, pixels, bare):
   import timm
 
   return _run_torch(timm.create_model(f'local-dir:{path}', pretrained=True), pixels)
 
 
-def _hf_logits(path, described, pixels):
+def _hf_logits(path, described, pixels, bare):
   import torch
   import transformers
 
   config = json.loads((path / 'config.json').read_text())
   cls, hides = getattr(transformers, config['architectures'][0]), 'mask_ratio' in config
   model, told = cls.from_pretrained(path, output_loading_info=True, **({'mask_ratio': 0.0} if hides else {}))
-  bare = any(key.startswith('pooler.') for key in told['missing_keys'])  # drawn at random there, read by nobody here
+  drawn = any(key.startswith('pooler.') for key in told['missing_keys'])  # at random there, and read by nobody here
   lost = [key for key in (*told['missing_keys'], *told['unexpected_keys']) if not key.startswith('pooler.')]
   if lost:
-    raise ValueError(f'transformers misses or does not know {len(lost)} arrays: {", ".join(lost[:5])}.')
+    raise _Lost(f'transformers misses or does not know {len(lost)} arrays: {", ".join(lost[:5])}.')
   count = (config['image_size'] // config['patch_size']) ** 2 if hides else 0  # nothing hidden, nothing shuffled
   noise = {'noise': torch.arange(count).float().expand(len(pixels), count)} if hides else {}
-  return _run_torch(model, pixels, bare, **noise)
+  return _run_torch(model, pixels, slice(None) if bare else 0 if drawn else None, **noise)
 
 
-def _npz_logits(path, described, pixels):
+def _npz_logits(path, described, pixels, bare):
   """timm knows the oldest numbering of the modules alone, so it reads a copy in that."""
   import timm
 
@@ -353,25 +361,3 @@ def _oldest(key):
   if '/encoderblock_' not in key:
     return key
   return key.replace('/LayerNorm_1/', '/LayerNorm_2/').replace('/MlpBlock_0/', '/MlpBlock_3/')
-
-
-def command(argv):
-  """Writes a model's weights for timm (a folder), Hugging Face (a folder) or as Google's .npz (a file)."""
-  parser = console.Parser('export', command.__doc__)
-  parser.add_argument('--model', required=True, help='WORKDIR, FILE or NAME')
-  parser.add_argument('--to', required=True, choices=FORMATS, help='the format')
-  parser.add_argument('out', metavar='OUT', help='the folder or file to write; must not exist')
-  parser.add_argument('--arch', metavar='NAME', help='what a file is that does not say it')
-  parser.add_argument('--numerics', choices=['google', 'timm'], help='how a Google .npz is to be understood')
-  parser.add_argument('--unsafe', action='store_true', help='read a .pth, through torch.load(weights_only=True)')
-  parser.add_argument('--verify', action='store_true', help='read it back, compare bits and logits, and say so')
-  parser.add_argument('--images', metavar='DIR', help='pictures for --verify (default: the embedded digits)')
-  args = parser.parse_args(argv)
-  checks = export(
-    args.model, to=args.to, out=args.out, arch=args.arch, numerics=args.numerics, unsafe=args.unsafe,
-    verify=args.verify or args.images is not None, images=args.images,
-  )  # fmt: skip
-  for words, figure in checks.items():
-    print(f'{words}: {figure}', file=sys.stderr)
-  print(args.out)
-  return 0

@@ -129,13 +129,21 @@ def gaps(entries):
   return out
 
 
+def modules(module, path=''):
+  """(path, module) of a module and all in it (nnx.iter_modules is not in flax 0.12.0)."""
+  yield path, module
+  for name, value in vars(module).items():
+    if isinstance(value, nnx.Module):
+      yield from modules(value, f'{path}/{name}' if path else name)
+
+
 def layouts(model):
   """{path: (shape, PyTorch's shape, order)} of every parameter and statistic of a model, abstract or not."""
   found = {}
-  for where, module in nnx.iter_modules(model):
+  for where, module in modules(model):
     inputs = getattr(module, 'inputs', 1)  # of layers.HeadDense: how many leading axes of its kernel are inputs
     kind = 'conv' if isinstance(module, (nnx.Conv, nnx.ConvTranspose)) else 'dense'
-    found['/'.join(map(str, where))] = kind, inputs
+    found[where] = kind, inputs
   out = {}
   _, params, rest = state.split(model)
   for path, leaf in state.flatten(state.combine(params, rest)).items():
@@ -171,7 +179,7 @@ def timm(model):
 
 def counters(model):
   """Keys under which PyTorch's batch norms count their batches: a () int64 that no output depends on."""
-  found = ['/'.join(map(str, path)) for path, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm)]
+  found = [path for path, module in modules(model) if isinstance(module, nnx.BatchNorm)]
   return [timm_key(f'{path}/num_batches_tracked') for path in found]
 
 

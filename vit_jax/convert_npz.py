@@ -8,7 +8,6 @@ big_transfer (BiT).
 from collections.abc import Mapping
 import re
 
-from flax import nnx
 import jax
 import ml_dtypes
 
@@ -232,8 +231,8 @@ def numerics(model):
 def _said(model):
   """{'module.attribute': plain value} of what a model is beside its arrays."""
   out = {}
-  for path, module in nnx.iter_modules(model):
-    where = '/'.join('0' if part == 'stacked' else str(part) for part in path)
+  for path, module in convert.modules(model):
+    where = path.replace('stacked', '0')
     for name, value in vars(module).items():
       plain = isinstance(value, (bool, int, float, str, tuple)) and not hasattr(value, '_fields')
       if plain and not name.startswith('_') and name not in _FREE and 'drop' not in name:

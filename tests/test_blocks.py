@@ -66,6 +66,7 @@ def test_bfloat16_dropping_and_gradients(kind):
   np.testing.assert_array_equal(run(x, np.float32(1 - 1e-7), jax.random.key(0))[2], x)  # all images' branches are gone
 
 
+@pytest.mark.skipif(not hasattr(nnx, 'capture'), reason='this flax has no nnx.capture')
 @pytest.mark.parametrize('arguments', [
   {}, {'attn_layer': 'diff'}, {'block_fn': 'ParallelScalingBlock'}, {'block_fn': 'DiffParallelScalingBlock'},
 ], ids=str)  # fmt: skip

@@ -1,6 +1,6 @@
 """Does fine-tuning pay? 200 CIFAR-10 pictures of each class, with and without weights pre-trained on the other 48,000.
 
-python benchmarks/finetune.py --data=cifar10.npz --folder=/tmp/finetune
+python benchmarks/finetune.py --data=cifar10.npz --folder=FOLDER
 
 Writes FOLDER/few (train/CLASS/x.png, test/CLASS/x.png) and FOLDER/rest.npz, then runs vit_jax four times, each in a
 workdir of its own under FOLDER: a small ViT on the rest; configs/finetune.py:FOLDER/pretrained,FOLDER/few with no other

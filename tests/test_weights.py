@@ -116,7 +116,7 @@ def test_a_file_that_could_be_several_is_not_guessed(tmp_path):
   path = tmp_path / 'w.safetensors'
   made = dict(depth=12)
   save(path, 'vit_tiny_patch16_224', **made)
-  fits = weights_lib.convert_timm._fits(tuple(sorted(formats.open_arrays(path).shapes.items())))
+  fits = weights_lib.convert_timm._fits(formats.open_arrays(path).shapes, lambda key: False)
   assert {'vit_tiny_patch16_224', 'deit_tiny_patch16_224'} <= set(fits)
   assert vit_jax.load(path)[1]['name'] in fits  # both compute the same
   refused(lambda: vit_jax.create_model('vit_small_patch16_224', pretrained=path), 'width 192, depth 12, patch 16',
@@ -195,3 +195,32 @@ def test_a_timm_folder_says_what_it_is(tmp_path):
   assert described['classes'] == list('abcde') and described['architecture']['embed_dim'] == 24
   np.testing.assert_array_equal(flat(model)['norm/bias'], arrays['norm/bias'])
   assert pretrained.origin(model)['name'] == ARCH
+
+
+@pytest.mark.parametrize('classes', [1, 3])
+def test_a_kernel_that_needs_no_transpose_is_not_the_next_ones_memory(tmp_path, classes):
+  tiny = dict(layers=(1, 1), channels=(32, 64), stem_chs=16, num_groups=8, num_classes=classes)
+  arrays = save(tmp_path / 'bit.safetensors', 'resnetv2_50x1_bit', **tiny)
+  model = vit_jax.create_model('resnetv2_50x1_bit', pretrained=tmp_path / 'bit.safetensors', **tiny)
+  for path, array in flat(model).items():
+    np.testing.assert_array_equal(array, arrays[path], err_msg=path)
+
+
+def test_a_mask_token_is_dropped_where_it_is_none_of_the_model(tmp_path):
+  decoder = dict(decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
+  tiny = {key: value for key, value in TINY.items() if key != 'num_classes'}
+  arrays = save(tmp_path / 'mae.safetensors', 'mae_vit_base_patch16', **tiny, **decoder)
+  whole = vit_jax.create_model('mae_vit_base_patch16', pretrained=tmp_path / 'mae.safetensors', **tiny, **decoder)
+  np.testing.assert_array_equal(flat(whole)['mask_token'], arrays['mask_token'])
+  dino = models.abstract(ARCH, **TINY)
+  entries = [*convert.written(convert.timm(dino), drawn(dino)), ('mask_token', np.ones((1, 24), np.float32))]
+  formats.save_safetensors(tmp_path / 'dino.safetensors', entries)
+  assert vit_jax.create_model(ARCH, pretrained=tmp_path / 'dino.safetensors', **TINY).head is not None
+
+
+def test_an_exported_file_says_what_it_is_without_its_folder(tmp_path):
+  model = vit_jax.create_model(ARCH, **TINY)
+  vit_jax.export(model, to='timm', out=tmp_path / 'folder')
+  (tmp_path / 'folder' / 'model.safetensors').rename(tmp_path / 'alone.safetensors')
+  again, described = vit_jax.load(tmp_path / 'alone.safetensors')
+  assert pretrained.origin(again) == pretrained.origin(model) and described['preprocessing']['size'] == [16, 16]

@@ -69,20 +69,18 @@ def _permuted(a, order):
   if order == tuple(range(len(order))):
     return np.ascontiguousarray(a)
   if a.ndim != 2:
-    return np.ascontiguousarray(a.transpose(order))
+    return a.transpose(order).copy()  # also where that is contiguous: `a` may be lent
   out = memory.aligned(a.nbytes).view(a.dtype).reshape(a.shape[::-1])
   for i in range(0, len(a), 16):
     out[:, i : i + 16] = a[i : i + 16].T
   return out
 
 
-def write(entry, array):
-  """[(key, array)] of the file from ours; a ValueError where numbers would be lost, because the file has no place."""
-  return list(written([entry], {entry.path: array}))
-
-
 def written(entries, arrays):
-  """(key, array) of a whole file from {path: array} of ours, one at a time; ValueError as write."""
+  """(key, array) of a whole file from {path: array} of ours, one at a time.
+
+  Raises ValueError where numbers would be lost, because the file has no place for them.
+  """
   left = collections.Counter(key for entry in entries for key in entry.keys)
   held = {}  # arrays of which a part is still to come
   for entry in entries:
@@ -183,13 +181,13 @@ def counters(model):
   return [timm_key(f'{path}/num_batches_tracked') for path in found]
 
 
-def differences(entries, shapes):
-  """Lines that say what is missing, extra or misshapen in a file of {key: shape}; none if it is what entries want."""
+def differences(entries, shapes, ignored=lambda key: False):
+  """Lines that say what is missing, extra or misshapen in a file of {key: shape}; none if it is what entries want.
+
+  ignored: whether a key may be there although no entry wants it.
+  """
   want = {key: entry.file_shape for entry in entries for key in entry.keys if key is not None}
-  lines = [f'missing {key} {want[key]}' for key in sorted(want.keys() - shapes.keys())]
-  lines += [f'extra {key} {tuple(shapes[key])}' for key in sorted(shapes.keys() - want.keys())]
-  both = sorted(want.keys() & shapes.keys())
-  return lines + [f'{k} is {tuple(shapes[k])}, wanted {want[k]}' for k in both if tuple(shapes[k]) != want[k]]
+  return state.differences(want, {key: shape for key, shape in shapes.items() if key in want or not ignored(key)})
 
 
 class Converted(Mapping):

@@ -1,6 +1,5 @@
 """What a file with timm's names is: said by its config.json or metadata, by the caller, or only by its shapes."""
 
-import functools
 import math
 
 from vit_jax import convert, models
@@ -11,31 +10,32 @@ RATES = ('drop_rate', 'pos_drop_rate', 'proj_drop_rate', 'attn_drop_rate', 'drop
 IGNORED = ('dynamic_img_size', 'dynamic_img_pad', 'weight_init', 'fix_init', 'pos_drop_rate', 'patch_drop_rate')
 
 
-def describe(shapes, says, *, name=None, overrides=None, file=''):
+def describe(shapes, says, ignored, *, name=None, overrides=None, file=''):
   """({name, architecture (every argument), preprocessing, classes, or None}, abstract model) of a file of {key: shape}.
 
   says: its config.json or metadata ({} if there is none): architecture, model_args, num_classes, pretrained_cfg,
-  label_names.   name, overrides: the caller's, used where the file does not say.   file: for messages.
+  label_names.   ignored: as convert.differences.   name, overrides: the caller's, used where the file does not say.
+  file: for messages.
   """
   if 'architecture' in says:
     pool = {'global_pool': says['global_pool']} if says.get('global_pool') else {}
     name, words = says['architecture'], pool | arguments(says.get('model_args') or {})
-    made, _, model = fitted(models.canonical(name), words, shapes)
+    made, _, model = fitted(models.canonical(name), words, shapes, ignored)
   else:
-    name = name or guess(shapes, file)
-    made, model = _fitting(models.canonical(name), dict(overrides or {}), shapes)
+    name = name or guess(shapes, ignored, file)
+    made, model = _fitting(models.canonical(name), dict(overrides or {}), shapes, ignored)
   return {'name': models.canonical(name), 'architecture': made, **_row(says)}, model
 
 
-def _fitting(name, words, shapes):
+def _fitting(name, words, shapes, ignored):
   """(every argument, model) of the file: the caller's words, without those that say where his model is to differ."""
-  made, lines, model = fitted(name, words, shapes)
+  made, lines, model = fitted(name, words, shapes, ignored)
   better = bool(lines)
   while better:
     better = False
     for key in words:
       less = {other: value for other, value in words.items() if other != key}
-      other, left, tried = fitted(name, less, shapes)
+      other, left, tried = fitted(name, less, shapes, ignored)
       if len(left) < len(lines):
         words, made, lines, model, better = less, other, left, tried, True
         break
@@ -60,7 +60,7 @@ def _row(says):
   return {'preprocessing': preprocessing, 'classes': says.get('label_names') or row.get('label_names')}
 
 
-def fitted(name, words, shapes):
+def fitted(name, words, shapes, ignored):
   """(every argument of `name` with `words` and what the file's shapes fix, how the file differs: lines, the model)."""
   made = models.architecture(name, **words)
   try:
@@ -73,7 +73,7 @@ def fitted(name, words, shapes):
       entries = convert.timm(model)
   except ValueError as error:  # no such model: arguments of another one, or shapes that fit no grid
     return made, [str(error)] * (len(shapes) + 1), None
-  return made, convert.differences(entries, shapes), model
+  return made, convert.differences(entries, shapes, ignored), model
 
 
 def facts(made, model, entries, shapes):
@@ -115,17 +115,15 @@ def _near(shapes):
   return [name for name in models.list_models() if same(models.architecture(name))] if width else []
 
 
-@functools.lru_cache(maxsize=8)
-def _fits(shapes):
-  """Names of all rows that a file of these ((key, shape), ...) fits."""
-  shapes = dict(shapes)
+def _fits(shapes, ignored):
+  """Names of all rows that a file of {key: shape} fits."""
   near = _near(shapes) or [name for name in models.list_models() if 'bit' in name.split('_')]
-  return [name for name in near if not fitted(name, {}, shapes)[1]]
+  return [name for name in near if not fitted(name, {}, shapes, ignored)[1]]
 
 
-def guess(shapes, file):
+def guess(shapes, ignored, file):
   """The one architecture a file can be; ValueError where there are several that compute differently, or none."""
-  fits, kinds = _fits(tuple(sorted(shapes.items()))), set()
+  fits, kinds = _fits(shapes, ignored), set()
   for name in fits:
     made = models.architecture(name)
     kinds.add(repr(sorted((key, made[key]) for key in made if key not in (*RATES, 'img_size', 'num_classes'))))

@@ -106,7 +106,7 @@ def _leaves(model):
 
 
 def _plain(described):
-  """The model of a description in its plain form (no scan), shapes only."""
+  """The model of a description, unrolled, shapes only."""
   from vit_jax import models
 
   return models.abstract(described['name'], **described['architecture'])
@@ -123,7 +123,9 @@ def _to_timm(model, described, folder):
   folder.mkdir()
   counters = ((key, np.zeros((), np.int64)) for key in convert.counters(plain))
   arrays = itertools.chain(convert.written(convert.timm(plain), _leaves(model)), counters)
-  formats.save_safetensors(folder / 'model.safetensors', arrays, {'format': 'pt'})
+  # the file says what it is without its folder too; class names may be many and stay in config.json
+  says = {key: json.dumps(value) for key, value in config.items() if key != 'label_names'}
+  formats.save_safetensors(folder / 'model.safetensors', arrays, {'format': 'pt'} | says)
   _json(folder / 'config.json', config)
   return folder / 'model.safetensors', convert.timm(plain)
 

@@ -98,10 +98,10 @@ def _check(opened, name, have, want, reset, resampled):
       raise ValueError(f'reset names {part!r}, which neither model nor weights have; the model has {tops}.')
   masked = 'decoder_embed/kernel' in have and 'decoder_embed/kernel' not in want  # an encoder out of MAE
   loose = lambda path: _under(path, reset) or masked and path.startswith(('decoder', 'mask_token'))
-  lines = [f'missing {p} {want[p]}' for p in sorted(want.keys() - have.keys()) if not loose(p)]
-  lines += [f'extra {p} {have[p][1]}' for p in sorted(have.keys() - want.keys()) if not loose(p)]
-  both = [p for p in sorted(want.keys() & have.keys()) if not loose(p) and p not in resampled]
-  lines += [f'{p} is {have[p][1]}, wanted {want[p]}' for p in both if have[p][1] != want[p]]
+  lines = state.differences(
+    {path: shape for path, shape in want.items() if not loose(path) and path not in resampled},
+    {path: shape for path, (_, shape) in have.items() if not loose(path) and path not in resampled},
+  )
   if lines:
     hint = "; reset=('head',) gives a fresh head" if all(re.search(r'\bhead(_dist)?/', line) for line in lines) else ''
     raise ValueError(

@@ -63,11 +63,6 @@ def filled(opened):
   return _remember(fill.filled(opened, name, made), name, made), described
 
 
-def describe(path, *, arch=None, numerics=None, unsafe=False):
-  """The description that load gives, without reading an array."""
-  return open_any(path, arch=arch, numerics=numerics, unsafe=unsafe)[0].described
-
-
 def weights(path):
   """{'params', 'rest'} of a run's folder as nested dicts of numpy arrays; params are the averaged ones if any."""
   return weights_lib.run_arrays(weights_lib.checkpoint.find(path)[0])

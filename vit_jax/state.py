@@ -89,15 +89,17 @@ def update(model, params, rest=None):
   nnx.update(model, jax.tree.map(jnp.asarray, values))
 
 
+def differences(want, given):
+  """Lines that say what {name: shape} misses, has too much or in another shape; none if it is what is wanted."""
+  lines = [f'missing {name} {tuple(want[name])}' for name in sorted(want.keys() - given.keys())]
+  lines += [f'extra {name} {tuple(given[name])}' for name in sorted(given.keys() - want.keys())]
+  both = [name for name in sorted(want.keys() & given.keys()) if tuple(want[name]) != tuple(given[name])]
+  return lines + [f'{name} is {tuple(given[name])}, wanted {tuple(want[name])}' for name in both]
+
+
 def check(want, given, what='weights'):
   """None if two nested dicts have the same paths and shapes, else a ValueError that lists all differences."""
-  want, given = flatten(want), flatten(given)
-  lines = [f'missing {path} {tuple(want[path].shape)}' for path in sorted(want.keys() - given.keys())]
-  lines += [f'extra {path} {tuple(given[path].shape)}' for path in sorted(given.keys() - want.keys())]
-  lines += [
-    f'{path} is {tuple(given[path].shape)}, wanted {tuple(want[path].shape)}'
-    for path in sorted(want.keys() & given.keys())
-    if tuple(want[path].shape) != tuple(given[path].shape)
-  ]
+  shapes = lambda tree: {path: leaf.shape for path, leaf in flatten(tree).items()}
+  lines = differences(shapes(want), shapes(given))
   if lines:
     raise ValueError(f'The {what} do not fit the model ({len(lines)} differences): {"; ".join(lines)}')

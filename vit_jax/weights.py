@@ -38,6 +38,7 @@ class Weights:
   path: of the file or folder.   form: 'run', 'timm', 'hf' or 'npz'.   described: name, architecture (every argument, so
   that the model of the file can be built), preprocessing (a row of transforms.py) and classes, or None for these two,
   and weights, which ones these are.   arrays: the file's, lazily.   entries: model -> convert.Entry for each array.
+  ignored: key -> whether it may be there although the model has no use for it.   built: the abstract model, if known.
   """
 
   path: pathlib.Path
@@ -53,14 +54,10 @@ class Weights:
     """The model of the file, shapes in place of arrays."""
     return self.built or models.abstract(self.described['name'], **self.described['architecture'])
 
-  def shapes(self):
-    """{key of the file: shape}, without what is ignored by name."""
-    return {key: shape for key, shape in self.arrays.shapes.items() if not self.ignored(key)}
-
   def converted(self):
     """{path of ours: array} of the whole file, strictly: ValueError that lists all that is not as described."""
     entries = self.entries(self.model)
-    lines = convert.differences(entries, self.shapes())
+    lines = convert.differences(entries, self.arrays.shapes, self.ignored)
     if lines:
       raise ValueError(
         f'{self.path} does not fit {self.described["name"]} ({len(lines)} differences); it looks like '
@@ -207,11 +204,13 @@ def _timm_keys(shapes):
 
 
 def _timm(file, arrays, config, arch, overrides):
-  ignored = lambda key: key.rpartition('.')[2] in BUFFERS
-  shapes = {key: shape for key, shape in arrays.shapes.items() if not ignored(key)}
   says = config or {key: _value(value) for key, value in arrays.metadata.items()}
-  described, model = convert_timm.describe(shapes, says, name=arch, overrides=overrides, file=file)
-  return Weights(file, 'timm', described | {'weights': file.name}, arrays, convert.timm, ignored, model)
+  described, model = convert_timm.describe(arrays.shapes, says, _is_buffer, name=arch, overrides=overrides, file=file)
+  return Weights(file, 'timm', described | {'weights': file.name}, arrays, convert.timm, _is_buffer, model)
+
+
+def _is_buffer(key):
+  return key.rpartition('.')[2] in BUFFERS
 
 
 def _value(text):

@@ -6,6 +6,7 @@ golden.py reads those that timm's create_model made.
 import json
 import pathlib
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,19 @@ def build(name, *, scan=False):
   params = state.unflatten({path: jnp.asarray(arrays[path]) for path in arrays})
   graphdef, _, rest = state.split(models.abstract(name, scan=scan, **words))
   return state.merge(graphdef, state.stack(params) if scan else params, rest)
+
+
+def noisy(name, **arguments):
+  """A model by name whose every parameter is random, tables, biases and head too."""
+  graphdef, params, rest = state.split(models.build(name, rngs=nnx.Rngs(0), **arguments))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape), jnp.float32), params)
+  return state.merge(graphdef, params, rest)
+
+
+def images(h=16, w=16):
+  """Two pictures of noise (2, h, w, 3)."""
+  return np.random.default_rng(0).normal(size=(2, h, w, 3)).astype(np.float32)
 
 
 def _constructed(constructor):

@@ -2,9 +2,7 @@
 
 import pathlib
 
-from flax import nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
@@ -18,16 +16,7 @@ GOLDENS = ['beit_timm_rect', 'beit_timm_shared', 'beit_hf', 'beit_hf_resized', '
 
 
 def build(**overrides):
-  """A tiny model with random tables and head."""
-  model = models.build(NAME, rngs=nnx.Rngs(0), **TINY | overrides)
-  graphdef, params, rest = state.split(model)
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape), jnp.float32), params)
-  return state.merge(graphdef, params, rest)
-
-
-def images(h=16, w=16):
-  return np.random.default_rng(0).normal(size=(2, h, w, 3)).astype(np.float32)
+  return peers.noisy(NAME, **TINY | overrides)
 
 
 @pytest.mark.parametrize('name', GOLDENS)
@@ -62,14 +51,14 @@ def test_the_index_says_which_way():
 @pytest.mark.parametrize('size', [(16, 16), (24, 40)])
 def test_any_image_size(size):
   model = build(use_abs_pos_emb=True, use_shared_rel_pos_bias=True)
-  assert peers.shape(model, images(*size)) == (2, 3)
-  assert peers.shape(build(crop_to_patches=True), images(size[0] + 3, size[1] + 7)) == (2, 3)
-  assert peers.shape(model.features, images(*size)) == (2, 1 + size[0] * size[1] // 64, 16)
+  assert peers.shape(model, peers.images(*size)) == (2, 3)
+  assert peers.shape(build(crop_to_patches=True), peers.images(size[0] + 3, size[1] + 7)) == (2, 3)
+  assert peers.shape(model.features, peers.images(*size)) == (2, 1 + size[0] * size[1] // 64, 16)
 
 
 def test_scan_and_remat_change_no_gradient():
   words = TINY | dict(use_shared_rel_pos_bias=True, use_abs_pos_emb=True)
-  gradients = peers.check_scan(NAME, build(**words), '__call__', images(24, 16), **words)
+  gradients = peers.check_scan(NAME, build(**words), '__call__', peers.images(24, 16), **words)
   assert np.abs(gradients['rel_pos_bias/relative_position_bias_table']).max() > 0
   assert np.abs(gradients['blocks/1/attn/relative_position_bias_table']).max() > 0
 
@@ -77,7 +66,7 @@ def test_scan_and_remat_change_no_gradient():
 def test_what_blocks_are_told_passes_through_remat():
   graphdef, params, rest = state.split(models.abstract(NAME, **TINY, use_shared_rel_pos_bias=True, remat='dots'))
   loss = lambda p, x: state.merge(graphdef, p, rest)(x).sum()
-  jax.eval_shape(jax.grad(loss), params, images(24, 16))
+  jax.eval_shape(jax.grad(loss), params, peers.images(24, 16))
 
 
 def test_arguments():
@@ -89,7 +78,7 @@ def test_arguments():
   assert plain - names(init_values=0) == {f'blocks/{i}/gamma_{j}' for i in range(2) for j in (1, 2)}
   assert plain - names(qkv_bias=False) == {f'blocks/{i}/attn/{j}_bias' for i in range(2) for j in 'qv'}
   assert 'blocks/0/mlp/fc1_g/kernel' in names(swiglu_mlp=True)
-  assert peers.shape(build(global_pool=''), images()) == (2, 5, 3)
+  assert peers.shape(build(global_pool=''), peers.images()) == (2, 5, 3)
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [

@@ -1,7 +1,5 @@
 """DINOv3 against tensors that timm and transformers computed in float64, and its rotary positions."""
 
-from flax import nnx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
@@ -15,16 +13,7 @@ NAME = 'vit_small_patch16_dinov3_qkvb'
 
 
 def build(**overrides):
-  """A tiny model with random biases and head."""
-  model = models.build(NAME, rngs=nnx.Rngs(0), **TINY | overrides)
-  graphdef, params, rest = state.split(model)
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape), jnp.float32), params)
-  return state.merge(graphdef, params, rest)
-
-
-def images(h=16, w=16):
-  return np.random.default_rng(0).normal(size=(2, h, w, 3)).astype(np.float32)
+  return peers.noisy(NAME, **TINY | overrides)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +69,8 @@ def test_arguments():
   gated = dict(swiglu_mlp=True, mlp_ratio=2.2)  # 35 hidden units
   assert shape('blocks/0/mlp/fc1_g/kernel', swiglu_align_to=8, **gated) == (16, 40)
   assert shape('blocks/0/mlp/fc1/kernel', **gated) == (16, 70)
-  assert peers.shape(build(global_pool='', class_token=False), images(8, 24)) == (2, 4 + 3, 3)
-  assert peers.shape(build(crop_to_patches=True), images(20, 27)) == (2, 3)
+  assert peers.shape(build(global_pool='', class_token=False), peers.images(8, 24)) == (2, 4 + 3, 3)
+  assert peers.shape(build(crop_to_patches=True), peers.images(20, 27)) == (2, 3)
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [

@@ -221,7 +221,7 @@ def test_a_killed_save_leaves_the_steps_before_it(tmp_path):
   )
   assert subprocess.run([sys.executable, '-c', script, tmp_path]).returncode == 9
   folder = tmp_path / 'checkpoints'
-  assert (folder / '1').is_dir() and not (folder / '2').exists() and list(folder.glob('2.orbax-checkpoint-tmp*'))
+  assert (folder / '1').is_dir() and not (folder / '2').exists() and list(folder.glob('2.saving*'))
   keep = checkpoint.Checkpoints(tmp_path)
   assert keep.latest() == 1 and keep.info(1) == {'step': 1}
   keep.save(2, {'params': {'x': np.ones(3, np.float32)}}, {'step': 2})

@@ -1,23 +1,38 @@
-"""Arrays and JSON of a step -> a folder, and back. Knows no model; orbax does the writing.
+"""Arrays and JSON of a step -> a folder that is verified before it is believed, and back. Knows no model.
 
-WORKDIR/checkpoints/40/params/, opt/, ...   one orbax item for each named tree, as a nested dict with string keys
-WORKDIR/checkpoints/40/info/metadata        JSON {'info': the caller's, 'score': float or null, 'empty': [names]}
-WORKDIR/checkpoints/40.orbax-checkpoint-tmp what is being written, or what a killed process left: never read
+WORKDIR/checkpoints/40/params/, opt/, ...   what items.py writes, and manifest.json (seal.py) with the sha256 of it all
+WORKDIR/checkpoints/40.saving*, 40.removing what is being written or removed, or what a killed process left of it
+WORKDIR/checkpoints/40.damaged-TIME         a step that was not as it was saved, moved out of the way of a new one
 
-A step's folder gets its decimal name by one rename, after everything in it has been written.
+A step's folder gets its decimal name by one rename, after everything in it has been written, hashed, sealed and
+flushed, and only then are older steps removed: whenever the process dies, what had been saved is still there.
 """
 
-import json
+import concurrent.futures
+import contextlib
 import math
+import os
 import pathlib
-import types
+import sys
+import time
 
 import jax
 import numpy as np
 
+from vit_jax import diskfull, folders, items, seal
+
+MINUTES = 30  # one process waits so long for another one to finish a step
+
 
 class Checkpoints:
-  """The kept steps of one run: saved in the background, read back bit for bit.
+  """The kept steps of one run: saved in the background, verified when it starts, read back bit for bit.
+
+  What is found in the folder is verified first: the newest step that is whole in every byte is where a run goes on.
+  Damaged steps are named on stderr and moved aside as 40.damaged-TIME, because the run comes to their numbers again and
+  what is left of them may be all that is left of a day's work; they are not read, not counted and, but for the newest
+  three, removed. Of steps older than that one, names, sizes and score are verified, and the rest when it is read.
+
+  With several processes all of them call save, wait and close; the first one decides, seals and removes.
 
   Args:
     workdir: the run's folder, may be relative; created when it is not there.
@@ -32,22 +47,14 @@ class Checkpoints:
   def __init__(self, workdir, *, every: int = 1000, last: int = 2, best: int = 1):
     if every < 1 or last < 1 or best < 0:
       raise ValueError(f'save: every={every} and last={last} must be at least 1 and best={best} at least 0.')
-    import orbax.checkpoint as ocp
-
-    self.every, self.folder = every, _checkpoints(workdir)
+    self.every, self.folder, self._keep = every, folders.place(workdir), {'last': last, 'best': best}
     if not all(p.is_dir() for p in (self.folder, *self.folder.parents) if p.exists()):
       raise ValueError(f'{workdir} is not a folder; give a workdir to write to.')
-    self._scores = {step: _header(self.folder / str(step))['score'] for step in _steps(self.folder)}
-
-    def should_preserve(steps, *, context):
-      there = {one.step for one in steps}
-      kept = _kept({step: score for step, score in self._scores.items() if step in there}, last=last, best=best)
-      return [one.step in kept for one in steps]
-
-    # The rule is orbax's to carry out: it deletes a step only after the newer one has been written.
-    policy = types.SimpleNamespace(should_preserve=should_preserve)
-    options = {'preservation_policy': policy, 'cleanup_tmp_directories': True, 'save_root_metadata': False}
-    self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(**options))
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self._primary, self._closed, self._saves = jax.process_index() == 0, False, 0
+    self._writer = self._pending = None
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, 'save')
+    self._scores = {step: items.header(self._path(step))['score'] for step in _agreed(self._begin())}
 
   def save(self, step, arrays, info, score=None):
     """Starts to write a step; returns once the arrays may be donated. A step that is already kept is left as it is.
@@ -59,37 +66,45 @@ class Checkpoints:
       score: higher is better; None or NaN where the step was not evaluated.
 
     Raises:
-      whatever went wrong in the background since the last call of save, wait or close.
+      diskfull.DiskFull: it has no room, and nothing of it was written.
+      whatever went wrong in the background since the last call of save, wait or close; DiskFull for a disk that filled
+      up meanwhile: what was written of that step is gone, and those before it are there.
     """
-    import orbax.checkpoint as ocp
-
-    assert self._manager, 'save after close'  # orbax would hang for minutes
+    assert not self._closed, 'save after close'
     self.wait()
-    if step in self.steps():
+    if step in self._scores:
       return
-    score = None if score is None or math.isnan(score) else float(score)
-    flat = {name: _flatten(tree) for name, tree in arrays.items()}
-    header = {'info': info, 'score': score, 'empty': [name for name in flat if not flat[name]]}
-    # A jax.Array on a CPU is not copied: orbax holds a view, and XLA does not donate a buffer that is viewed (tested).
-    # numpy arrays are copied by orbax.
-    items = {name: ocp.args.PyTreeSave(_nest(leaves)) for name, leaves in flat.items() if leaves}
-    self._scores[step] = score
-    self._manager.save(step, args=ocp.args.Composite(info=ocp.args.JsonSave(header), **items), force=True)
+    score = _number(score)
+    arguments, need = items.arguments(arrays, info, score)
+    self._check_room(step, need)
+    self._saves += 1
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(self._cleaned(step))
+      self._started().save(self._path(f'{step}.saving'), args=arguments, force=True)
+      self._pending = self._thread.submit(self._finish, step, score, stack.pop_all())
 
   def wait(self):
-    """Returns when the last save is on disk; raises what went wrong with it."""
-    if self._manager:
-      self._manager.wait_until_finished()
+    """Returns when the last save is on disk with its manifest; raises what went wrong with it, once."""
+    pending = self._pending
+    if pending:
+      concurrent.futures.wait([pending])  # whoever is interrupted here can still call close
+      self._pending = None
+      pending.result()
 
   def close(self):
-    """Waits, then ends orbax's threads; nothing can be saved any more, but read. A second call does nothing."""
-    manager, self._manager = self._manager, None
-    if manager:
-      manager.close()
+    """Waits, then ends the threads; nothing can be saved any more, but read. A second call does nothing."""
+    self._closed = True
+    try:
+      self.wait()
+    finally:
+      writer, self._writer = self._writer, None
+      self._thread.shutdown()
+      if writer:
+        writer.close()
 
   def steps(self) -> list[int]:
     """The steps that are wholly on disk, ascending; a save under way is not among them."""
-    return _steps(self.folder)
+    return sorted(self._scores)
 
   def latest(self) -> int | None:
     """The newest step on disk."""
@@ -97,11 +112,23 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """The step on disk with the highest score, the later one of equals; None when none was evaluated."""
-    return _best(self.folder)
+    return (folders.ranked(self._scores.copy()) or [None])[-1]
 
   def info(self, step) -> dict:
     """The JSON dict that was saved with a step."""
-    return _header(self._at(step))['info']
+    return items.header(self._at(step))['info']
+
+  def evaluated(self, step, metrics, score):
+    """Puts an evaluation that was made after the save into a step: info['metrics'] and the score.
+
+    It becomes part of the manifest, which is replaced as a whole, so that the step is whole whenever the process dies.
+    """
+    self.wait()
+    folder, said = self._at(step), self.info(step)
+    if self._primary:
+      with self._cleaned(step):
+        seal.annotate(folder, {'info': said | {'metrics': metrics}, 'score': _number(score)})
+    self._scores[step] = _number(score)
 
   def restore(self, step, like):
     """Target trees -> the same trees with the saved values, bit for bit, placed as the targets are.
@@ -112,157 +139,167 @@ class Checkpoints:
         comes back as numpy. Names that are left out are not read. Devices may be others than those that saved.
 
     Raises:
-      ValueError: an array is missing, left over, or has another shape or dtype; names all of them.
+      ValueError: an array is missing, left over, or has another shape or dtype, and names all of them; or a file that
+        would be read is not as it was saved.
     """
     folder = self._at(step)
-    _check(folder, like)
-    return {name: _restore(folder, name, tree) for name, tree in like.items()}
+    if self._primary:  # hundreds of hosts need not read what is theirs alone, or the same, once more
+      folders.verify(folder, (*like, 'info'))
+    return items.restore(folder, like)
+
+  def check_room(self, like):
+    """What a run does before its first step: DiskFull where the disk cannot hold the steps that it will keep.
+
+    like: {name: pytree of arrays or ShapeDtypeStructs}, what save will be given. Wanted is room for `last` steps and
+    the one that is written before another is removed, less those that are there; where the `best` have no room
+    beside them, a line on stderr says so, because they may be the same.
+    """
+    size, there = items.size(like), len(self._scores)
+    room, kept = self._free(), self._keep['last'] + 1
+    if (kept - there) * size > room:
+      raise diskfull.DiskFull(
+        f'{self.folder} has {diskfull.text(room)} free, and {kept - there} more checkpoints of {diskfull.text(size)} '
+        f'are to be kept there: free some space, choose another workdir, or keep fewer by save.last.{self._aside()}'
+      )
+    kept += self._keep['best']
+    if (kept - there) * size > room and self._primary:
+      print(f'{self.folder} has {diskfull.text(room)} free; {kept - there} more checkpoints, the best among them, need '
+            f'{diskfull.text((kept - there) * size)}.{self._aside()}', file=sys.stderr)  # fmt: skip
+
+  def _path(self, name):
+    return self.folder / str(name)
 
   def _at(self, step):
-    if step not in self.steps():
+    if step not in self._scores:
       raise ValueError(f'{self.folder} has no step {step}; it has {self.steps()}.')
-    return self.folder / str(step)
+    return self._path(step)
+
+  def _begin(self):
+    """The steps to count on, after what a killed process left has been removed and damaged steps are moved aside."""
+    if not self._primary:
+      return []
+    return folders.begin(self.folder)
+
+  def _started(self):
+    """orbax's writer; made by the first save, because importing it takes half a second."""
+    if self._writer is None:
+      import orbax.checkpoint as ocp
+
+      self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    return self._writer
+
+  def _finish(self, step, score, cleaned):
+    """In the background: what orbax has written -> a step that counts, then the removal of those it replaces."""
+    try:
+      with cleaned:
+        self._writer.wait_until_finished()  # in all processes, and each one's part
+        if self._primary:
+          seal.write(self._path(f'{step}.saving'), str(step))
+          if os.path.lexists(self._path(step)):  # somebody put it there since the run began
+            folders.move_aside(self.folder, [step])
+          os.rename(self._path(f'{step}.saving'), self._path(step))
+          seal.sync(self.folder)
+    finally:
+      self._meet(step)
+    if not self._path(step).is_dir():
+      raise RuntimeError(f'The first process did not finish {self._path(step)}; its error says why.')
+    self._scores[step] = score
+    gone = self._scores.keys() - folders.kept(self._scores, **self._keep)
+    for one in gone:
+      del self._scores[one]
+    if self._primary:
+      folders.remove(self.folder, gone)
+
+  def _meet(self, step):
+    """Waits until all processes are here; a collective of JAX would disturb those of the training step."""
+    if jax.process_count() > 1:
+      from orbax.checkpoint import multihost
+
+      multihost.get_barrier_sync_fn()(key=f'{self.folder}/{step}/{self._saves}', timeout_ms=MINUTES * 60_000)
+
+  @contextlib.contextmanager
+  def _cleaned(self, step):
+    """Around a save, from its start to its end in the background: of one that fails nothing is left on the disk."""
+    try:
+      with diskfull.quiet():
+        yield
+    except Exception as error:
+      for _ in range(2 * self._primary):  # writes of other arrays may still be under way when one has failed
+        for one in self.folder.glob(f'{step}.saving*'):
+          with contextlib.suppress(OSError):
+            folders.delete(one)
+        time.sleep(0.1)
+      if not diskfull.cause(error):
+        raise
+      raise diskfull.DiskFull(
+        f'Checkpoint {step} could not be written in {self.folder} ({diskfull.cause(error)}); the steps before it are '
+        f'kept. Free some space and start the same command again; it goes on from step {self.latest() or 0}.'
+        f'{self._aside()}'
+      ) from error
+
+  def _free(self):
+    free = diskfull.free(self.folder)
+    return free if jax.process_count() == 1 else _agreed([free >> 20])[0] << 20
+
+  def _check_room(self, step, need):
+    room = self._free()
+    if need > room:
+      raise diskfull.DiskFull(
+        f'Checkpoint {step} needs {diskfull.text(need)}, and {self.folder} has {diskfull.text(room)} free: free some '
+        f'space and start the same command again; it goes on from step {self.latest() or 0}.{self._aside()}'
+      )
+
+  def _aside(self):
+    """A hint at damaged steps that take space, or nothing."""
+    there = any(self.folder.glob('*.damaged-*'))
+    return f' {self.folder}/*.damaged-* are damaged steps that you can delete.' if there else ''
+
+
+def find(path) -> tuple[pathlib.Path, str]:
+  """WORKDIR or WORKDIR/checkpoints/STEP -> (folder of the step, which weights are meant there); their files are whole.
+
+  which is 'best' where the run was evaluated, else 'last', or 'step 40' where the path says so; with ' EMA' behind it
+  where the step has averaged weights, the item 'ema'. In a WORKDIR damaged steps are named on stderr and passed over.
+
+  Raises:
+    ValueError: there is no such folder, it is no workdir, no step has been saved yet, or the step, or all, are damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  if not path.is_dir():
+    raise ValueError(f'No folder {path}; give the workdir of a run, or one of its checkpoints/STEP.')
+  if folders.is_step(path):
+    folders.verify(path, folders.used(path))
+    folder, which = path, f'step {path.name}'
+  else:
+    folder, scored = folders.choose(path)
+    which = 'best' if scored else 'last'
+  return folder, which + ' EMA' * (folder / 'ema').is_dir()
 
 
 def read(folder, names=('params',)) -> dict:
   """A step's folder, as find() gives it -> {name: nested dict of numpy arrays with string keys}, on any devices.
 
   Raises:
-    ValueError: the folder is no saved step, or has not all of the names.
+    ValueError: the folder is no saved step, has not all of the names, or a file of theirs is not as it was saved.
   """
-  import orbax.checkpoint as ocp
-
   folder = pathlib.Path(folder).absolute()
-  trees = {}
-  for name in names:
-    saved = _saved(folder, name)
-    args = _nest({path: ocp.RestoreArgs(restore_type=np.ndarray) for path in saved})
-    trees[name] = _read(folder / name, args) if saved else {}
-  return trees
-
-
-def find(path) -> tuple[pathlib.Path, str]:
-  """WORKDIR or WORKDIR/checkpoints/STEP -> (folder of the step, which weights are meant there).
-
-  which is 'best' where the run was evaluated, else 'last', or 'step 40' where the path says so; with ' EMA' behind it
-  where the step has averaged weights, the item 'ema'.
-
-  Raises:
-    ValueError: there is no such folder, it is no workdir, or no step has been saved yet.
-  """
-  path = pathlib.Path(path).absolute()
-  if not path.is_dir():
-    raise ValueError(f'No folder {path}; give the workdir of a run, or one of its checkpoints/STEP.')
-  if _complete(path):
-    folder, which = path, f'step {path.name}'
-  else:
-    steps, best = _steps(_checkpoints(path)), _best(_checkpoints(path))
-    if not steps:
-      if _checkpoints(path).is_dir() or (path / 'run.json').exists():
-        raise ValueError(f'{path} has no checkpoint yet; train on, with --workdir={path}, until one is saved.')
-      raise ValueError(f'{path} is not the workdir of a run: it has no folder checkpoints.')
-    folder = _checkpoints(path) / str(steps[-1] if best is None else best)
-    which = 'last' if best is None else 'best'
-  return folder, which + ' EMA' * (folder / 'ema').is_dir()
-
-
-def _checkpoints(workdir):
-  return pathlib.Path(workdir).absolute() / 'checkpoints'  # orbax takes no relative path
-
-
-def _complete(folder):
-  """Whether a folder is a step that may be read. A manifest of its files would be checked here."""
-  return folder.name.isdecimal() and (folder / 'info' / 'metadata').is_file()
-
-
-def _steps(folder):
-  return sorted(int(one.name) for one in folder.iterdir() if _complete(one)) if folder.is_dir() else []
-
-
-def _header(folder):
-  return json.loads((folder / 'info' / 'metadata').read_text())
-
-
-def _ranked(scores):
-  """{step: score or None} -> the steps that have a score, the best one last."""
-  return sorted((step for step in scores if scores[step] is not None), key=lambda step: (scores[step], step))
-
-
-def _best(folder):
-  ranked = _ranked({step: _header(folder / str(step))['score'] for step in _steps(folder)})
-  return ranked[-1] if ranked else None
-
-
-def _kept(scores, *, last, best):
-  """{step: score or None} -> the steps to keep. The newest is one of them, however bad its score."""
-  return {*sorted(scores)[-last:], *_ranked(scores)[::-1][:best]}
-
-
-def _flatten(tree):
-  """Any pytree -> {('0', 'trace', 'head', 'kernel'): array}; what is no jax.Array becomes numpy."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  flat = {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
-  assert len(flat) == len(leaves), 'two leaves have one name'
-  return {path: x if hasattr(x, 'dtype') and hasattr(x, 'shape') else np.asarray(x) for path, x in flat.items()}
-
-
-def _nest(flat):
-  """{('a', 'b'): leaf} -> {'a': {'b': leaf}}."""
-  nested = {}
-  for path, leaf in flat.items():
-    node = nested
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = leaf
-  return nested
-
-
-def _saved(folder, name):
-  """A step's folder and an item -> {path: orbax's metadata of the array}, without reading an array."""
-  import orbax.checkpoint as ocp
-
-  if not _complete(folder):
+  if not folders.is_step(folder):
     raise ValueError(f'{folder} is not the folder of a saved step.')
-  if (folder / name).is_dir():
-    return _flatten(ocp.PyTreeCheckpointHandler().metadata(folder / name).tree)
-  empty = _header(folder)['empty']
-  if name not in empty:
-    there = sorted({one.name for one in folder.iterdir() if one.is_dir()} - {'info'} | set(empty))
-    raise ValueError(f'{folder} has no {name!r}; it has {", ".join(there)}.')
-  return {}
+  folders.verify(folder, (*names, 'info'))
+  return items.read(folder, names)
 
 
-def _check(folder, like):
-  """Raises one ValueError for all names, shapes and dtypes that differ: orbax would cast and cut silently."""
-  faults = []
-  for name, tree in like.items():
-    saved, wanted = _saved(folder, name), _flatten(tree)
-    for path in sorted(saved | wanted):
-      theirs, ours = _kind(saved.get(path)), _kind(wanted.get(path))
-      if theirs != ours:
-        faults.append(f'{name}/{"/".join(path)}: saved {theirs}, wanted {ours}')
-  if faults:
-    raise ValueError(f'{folder} does not fit; {len(faults)} arrays differ: {"; ".join(faults)}.')
+def _number(score):
+  """A score as JSON and sorting take it; NaN is none."""
+  return None if score is None or math.isnan(score) else float(score)
 
 
-def _kind(x):
-  return 'none' if x is None else f'{np.dtype(x.dtype)}{list(x.shape)}'
+def _agreed(numbers):
+  """A list of ints of the first process, in all of them."""
+  if jax.process_count() == 1:
+    return numbers
+  from jax.experimental import multihost_utils
 
-
-def _restore(folder, name, tree):
-  import orbax.checkpoint as ocp
-
-  def args(x):
-    if getattr(x, 'sharding', None) is None:
-      return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
-
-  wanted = _flatten(tree)
-  values = _flatten(_read(folder / name, _nest({path: args(x) for path, x in wanted.items()}))) if wanted else {}
-  return jax.tree.unflatten(jax.tree.structure(tree), [values[path] for path in wanted])
-
-
-def _read(folder, args):
-  import orbax.checkpoint as ocp
-
-  return ocp.PyTreeCheckpointHandler().restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
+  count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+  padded = np.resize(np.array(numbers or [0], np.int32), count)  # in all processes of one shape
+  return [int(number) for number in multihost_utils.broadcast_one_to_all(padded)]

@@ -1,0 +1,67 @@
+"""A disk that is full, or would be -> one line that says so, whoever met it and however it was told.
+
+orbax raises ENOSPC as a ValueError with RESOURCE_EXHAUSTED in it, one call late, after it has logged it three times.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import sys
+
+# No space, the user's quota, and the largest file of the file system or of `ulimit -f`.
+ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+
+
+class DiskFull(OSError):
+  """Something was not written because it has no room; str() is the line for the user. The run ends with exit code 1."""
+
+  def __init__(self, line):
+    super().__init__(errno.ENOSPC, line)
+
+  def __str__(self):
+    return self.strerror
+
+
+def free(folder):
+  """Bytes that this user may still write in a folder; quotas are not seen."""
+  return shutil.disk_usage(folder).free
+
+
+def cause(error):
+  """'No space left on device' or the like where an exception, or one that it came from, says so; else None."""
+  while error is not None:
+    for number in ERRORS:
+      if isinstance(error, OSError) and error.errno == number or os.strerror(number) in str(error):
+        return os.strerror(number)
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def text(count):
+  """'1.23 GB' of a number of bytes."""
+  power = 3 if count >= 999.5e6 else 2 if count >= 999.5e3 else 1
+  return f'{count / 1000**power:.3g} {("kB", "MB", "GB")[power - 1]}'
+
+
+@contextlib.contextmanager
+def quiet():
+  """Hides what orbax and tensorstore print of a full disk beside raising it: 70 lines of tracebacks for each array."""
+  logger, before = logging.getLogger('absl'), sys.unraisablehook
+
+  def filtered(record):
+    return not (record.exc_info and cause(record.exc_info[1]))
+
+  def hook(unraisable):  # of a write that nobody waits for any more, once another one has failed
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      before(unraisable)
+
+  logger.addFilter(filtered)
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    logger.removeFilter(filtered)
+    if sys.unraisablehook is hook:
+      sys.unraisablehook = before

@@ -17,7 +17,9 @@ FILES = {path.relative_to(PACKAGE).with_suffix('').as_posix(): path for path in 
 MAY_IMPORT = {
   '__init__': {'exports', 'inference', 'look', 'models', 'pretrained', 'train'},
   '__main__': {'cli'},
-  'cli': {'console', ''},
+  'cli': {'console', 'guard', ''},
+  'guard': set(),
+  'health': {'guard'},
   'console': set(),
   'commands': {
     'bench', 'card', 'console', 'exports', 'gallery', 'hub', 'inference', 'jobs', 'main', 'models', 'pretrained',
@@ -28,10 +30,10 @@ MAY_IMPORT = {
   },
   'share': {'', 'bench', 'card', 'commands', 'console', 'exports', 'hub', 'models', 'pretrained', 'watch', 'weights'},
   'card': {'checkpoint', 'watch'},
-  'main': {'config', 'jobs', 'memory', 'watch'},
+  'main': {'config', 'guard', 'jobs', 'memory', 'watch'},
   'jobs': {
-    'bench', 'console', 'data', 'distill', 'imagenet', 'models', 'optim', 'pretrained', 'sam', 'sharding', 'signatures',
-    'step', 'tasks', 'train', 'tuning', 'workdir',
+    'bench', 'console', 'data', 'distill', 'guard', 'imagenet', 'models', 'optim', 'pretrained', 'sam', 'sharding',
+    'signatures', 'step', 'tasks', 'train', 'tuning', 'workdir',
   },
   'config': {
     'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sam', 'sharding', 'signatures', 'step',
@@ -52,12 +54,13 @@ MAY_IMPORT = {
   'signatures': set(),
   'bench': {'console', 'models', 'models/vit', 'pretrained', 'state', 'tuning'},
   'train': {
-    'data', 'distill', 'metrics', 'optim', 'pretrained', 'sam', 'sharding', 'state', 'step', 'tasks', 'tuning',
-    'watch', 'workdir',
+    'data', 'distill', 'guard', 'health', 'metrics', 'optim', 'pretrained', 'sam', 'sharding', 'state', 'step', 'tasks',
+    'tuning', 'watch', 'workdir',
   },
   'step': {'augment', 'optim', 'sam', 'state', 'tuning'},
   'sam': set(),
-  'workdir': {'checkpoint', 'config', 'data', 'pretrained', 'sharding', 'state', 'transforms', 'watch', 'weights'},
+  'workdir': {
+    'checkpoint', 'config', 'data', 'guard', 'pretrained', 'sharding', 'state', 'transforms', 'watch', 'weights'},
   'watch': {''},
   'distill': {'augment', 'data', 'pretrained', 'sharding', 'state', 'tasks'},
   'tasks': {'losses', 'metrics'},
@@ -91,7 +94,7 @@ MAY_IMPORT = {
   'sources': {'archives', 'listing', 'records', 'tables'},
   'archives': {'listing', 'records'},
   'records': {'listing'},
-  'tables': {'listing'},
+  'tables': {'listing', 'npz'},
   'listing': set(),
   'transforms': set(),
   'pretrained': {'convert', 'fill', 'hub', 'models', 'models/vit', 'state', 'weights'},
@@ -101,7 +104,11 @@ MAY_IMPORT = {
   },
   'convert_clip': set(),
   'convert_timm': {'convert', 'models', 'models/vit'},
-  'checkpoint': set(),
+  'checkpoint': {'diskfull', 'folders', 'items', 'seal'},
+  'folders': {'items', 'seal'},
+  'items': {'seal'},
+  'seal': set(),
+  'diskfull': set(),
   'exports': {
     'convert', 'convert_hf', 'convert_npz', 'formats', 'models', 'models/vit', 'pretrained', 'programs', 'proofs',
     'state', 'transforms',
@@ -122,7 +129,8 @@ MAY_IMPORT = {
   'convert_hf_write': {'convert_hf_config', 'models', 'models/mae', 'models/resnet', 'models/vit', 'transforms'},
   'convert_npz': {'convert', 'describe_npz', 'models', 'state'},
   'describe_npz': {'models', 'models/vit', 'transforms'},
-  'formats': {'memory'},
+  'formats': {'memory', 'npz'},
+  'npz': set(),
   'hub': {'download', 'formats', 'manifest'},
   'download': {'formats'},
   'manifest': set(),
@@ -150,7 +158,7 @@ HEAVY = {
 # These must start without jax: the front door, and what runs on the host before a device is wanted.
 WITHOUT_JAX = {
   '__init__', '__main__', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures',
-  'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub',
+  'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub', 'npz',
   'download', 'formats',
 }  # fmt: skip
 FORBIDDEN = {

@@ -1,17 +1,18 @@
 """The front door: `vit_jax COMMAND [--flag=value ...]`.
 
 Only the standard library is imported here, so that `vit_jax --help` answers at once; a command's module is imported
-when it is called. Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
+when it is called. Exit codes: 0 done, 1 failed, 2 wrong input, 128 + N ended by signal N.
 """
 
 import dis
+import errno
 import importlib
 import os
 import sys
 import sysconfig
 import traceback
 
-from vit_jax import console
+from vit_jax import console, guard
 
 # name: (one line for --help, the module and its function: argv -> exit code)
 COMMANDS = {
@@ -62,6 +63,10 @@ def guarded(function, *args):
     return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
   except KeyboardInterrupt:
     return _end(130, 'interrupted')
+  except guard.Stopped as stop:
+    return _end(128 + stop.number, str(stop))
+  except guard.Failed as failure:
+    return _end(1, f'error: {failure}')
   except BrokenPipeError:  # `vit_jax list | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains again when it flushes
     return 1
@@ -69,6 +74,8 @@ def guarded(function, *args):
     if isinstance(error, USERS) and _ours(error):
       of_file = isinstance(error, OSError) and error.filename and error.strerror
       return _end(2, f'error: {error.strerror}: {error.filename}' if of_file else f'error: {error}')
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # see diskfull.py
+      return _end(1, f'error: {error}')
     if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
       return _end(1, f'error: out of memory ({" ".join(str(error).split())[:160]}). {LESS_MEMORY}')
     return _end(1)

@@ -39,12 +39,13 @@ def top_level(
   eval_every: int | None = None,
   deterministic: bool = False,
   profile: list[int] | None = None,
+  watchdog: float | None = 600,
 ):
   """The keys of the whole run, checked, as a dict.
 
   batch and batch_eval (None: the same) count images over all devices. eval_every=None evaluates once, at the end.
   profile=[first, last] traces these steps with jax.profiler. deterministic also forbids kernels whose sums may be
-  taken in another order.
+  taken in another order. watchdog: after so many seconds without progress, all stacks are shown.
   """
   batch_eval = batch if batch_eval is None else batch_eval
   if eval_every == 0:
@@ -55,7 +56,9 @@ def top_level(
       raise ValueError(f'config.{key} = {value}: at least 1 is wanted.')
   if profile is not None and not (len(profile) == 2 and 0 <= profile[0] <= profile[1]):
     raise ValueError(f'config.profile = {profile}: [first step, last step] is wanted.')
-  rest = {'eval_every': eval_every, 'deterministic': deterministic, 'profile': profile}
+  if watchdog is not None and watchdog <= 0:
+    raise ValueError(f'config.watchdog = {watchdog}: seconds are wanted, or None for no watchdog.')
+  rest = {'eval_every': eval_every, 'deterministic': deterministic, 'profile': profile, 'watchdog': watchdog}
   return {'job': job, 'seed': seed} | counts | rest
 
 

@@ -16,6 +16,7 @@ from vit_jax import (
   bench,
   console,
   distill,
+  guard,
   imagenet,
   models,
   optim,
@@ -57,7 +58,8 @@ def run(config, workdir, *, extend=False):
     create, _, size = _model(config, options)
     return bench.report(create(), size, batch=config['batch'], dtype=options.dtype)
   sam.check(sam.Sam(**config['optim']['sam']), devices, batch=config['batch'], accumulate=options.accumulate)
-  return _train(config, workdir, devices, extend=extend)
+  with guard.lock(workdir if jax.process_index() == 0 else None):  # now: data may take long to be listed
+    return _train(config, workdir, devices, extend=extend)
 
 
 def evaluate(opened, name, split, *, batch, task=None, mesh=None, among='model', labels=None, **data):
@@ -231,7 +233,7 @@ def _train(config, workdir, devices, *, extend):
   for line in (_unbalance(data.train), _patience(config, shapes, size) if on_cpu else None):
     if line:
       print(line, file=sys.stderr)
-  same = {key: config[key] for key in ('batch', 'batch_eval', 'seed', 'log_every', 'eval_every', 'profile')}
+  same = {key: config[key] for key in ('batch', 'batch_eval', 'seed', 'log_every', 'eval_every', 'profile', 'watchdog')}
   same |= {key: config[key] for key in ('optim', 'step', 'save', 'mesh')}
   same |= {'task': task, 'teacher': teacher}
   result = train.fit(model, data, steps=config['total_steps'], workdir=workdir, config=config, extend=extend, **same)

@@ -18,7 +18,7 @@ import time
 
 from absl import flags
 
-from vit_jax import watch
+from vit_jax import guard, watch
 
 
 def parse(argv):
@@ -72,6 +72,11 @@ def default_workdir(spec):
 
 def main(argv=None):
   """Exit code of `python -m vit_jax.main ARGV`; ValueError for what the user can mend (cli.guarded shows it)."""
+  with guard.signals():  # before anything imports jax
+    return _main(argv)
+
+
+def _main(argv):
   options, overrides = parse(sys.argv[1:] if argv is None else argv)
   if options.help:
     print(__doc__)

@@ -22,7 +22,8 @@ class Step:
   of micro-batches are added up and given to the optimizer.   accumulate: micro-batches a batch is cut into; None is for
   configs, whose runs then take as few as fit into memory.   remat, scan, attention: what jobs.py gives the model's
   constructor; fit takes its model as it is.
-  augment: keyword arguments of augment.make.
+  augment: keyword arguments of augment.make.   skip_nonfinite: how many steps of a run whose loss, gradient or update
+  is not finite are left out, as if the optimizer had not seen their pictures; at one more the run stops.
   """
 
   dtype: str = 'float32'
@@ -32,6 +33,7 @@ class Step:
   scan: bool = False
   attention: str = 'xla'
   augment: dict = dataclasses.field(default_factory=dict)
+  skip_nonfinite: int = 0
 
   def __post_init__(self):
     augment.make(**self.augment)  # refuses what it cannot do
@@ -40,6 +42,8 @@ class Step:
         raise ValueError(f"step.{key} is {getattr(self, key)!r}; choose 'float32' or 'bfloat16'.")
     if self.accumulate is not None and self.accumulate < 1:
       raise ValueError(f'step.accumulate is {self.accumulate}; it must be at least 1.')
+    if self.skip_nonfinite < 0:
+      raise ValueError(f'step.skip_nonfinite is {self.skip_nonfinite}; 0 leaves no step out.')
 
 
 def init(optimizer, params, rest, *, seed):
@@ -83,7 +87,10 @@ def accumulate(grad_fn, micro_batches, dtype):
 
 
 def make_step(graphdef, optimizer, task, row, *, seed, options, mesh=None, teacher=None):
-  """train_step(run, batch[, weights of the teacher]) -> (run, {'loss', 'lr', 'grad_norm'}), to be jitted.
+  """train_step(run, batch[, weights of the teacher]) -> (run, {'loss', 'lr', 'grad_norm', 'finite'}), to be jitted.
+
+  finite: bool, whether loss, gradient and new parameters are; where not and options.skip_nonfinite says so, the run
+  is the old one but for its step.
 
   run: {'step', 'params', 'rest', 'opt'[, 'ema'][, 'frozen']}.   batch: 'image' uint8 (b, h, w, c), 'label' int32 (b,).
   teacher: a distill.Teacher that looks at each batch, None where there is none or the batch has its logits.
@@ -114,9 +121,27 @@ def make_step(graphdef, optimizer, task, row, *, seed, options, mesh=None, teach
     if optimizer.ema is not None:
       new['ema'] = optim_lib.average(run['ema'], new['params'], optimizer.ema, run['step'])
     rate = {} if optimizer.schedule is None else {'lr': optimizer.schedule(run['step'])}
-    return new, {**values, **rate, 'grad_norm': sam.norm(grads)}
+    size = sam.norm(grads)
+    finite = jnp.isfinite(values['loss']) & jnp.isfinite(size) & jnp.isfinite(sam.norm(params))
+    if options.skip_nonfinite:
+      new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, run) | {'step': new['step']}
+    return new, {**values, **rate, 'grad_norm': size, 'finite': finite}
 
   return train_step
+
+
+def together(train_step):
+  """The train_step of several processes: the largest 'stop' of the batch, int32, is among the values of each.
+
+  So all of them hear of a signal that one of them got, and in the same step.
+  """
+
+  def step(run, batch, **weights):
+    rest = {name: array for name, array in batch.items() if name != 'stop'}
+    run, values = train_step(run, rest, **weights)
+    return run, values | {'stop': batch['stop'].max()}
+
+  return step
 
 
 def make_eval_step(graphdef, task, row, dtype):

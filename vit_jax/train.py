@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from flax import nnx
 import jax
+import numpy as np
 import optax
 
 from vit_jax import data as data_lib
-from vit_jax import distill, pretrained, sam, sharding, state, tasks, tuning
+from vit_jax import distill, guard, health, pretrained, sam, sharding, state, tasks, tuning
 from vit_jax import metrics as metrics_lib
 from vit_jax import optim as optim_lib
 from vit_jax import step as step_lib
@@ -51,7 +52,11 @@ class Evaluator:
     start = time.perf_counter()
     batches = data_lib.eval_batches(self.data, self.source, batch=self.batch, process_index=jax.process_index(),
                                     process_count=jax.process_count())  # fmt: skip
-    sums = [self.step(params, rest, batch) for _, batch in data_lib.to_device(batches, sharding.batch(self.mesh))]
+    sums = []
+    for _, batch in data_lib.to_device(batches, sharding.batch(self.mesh)):
+      guard.at('evaluation')
+      sums.append(self.step(params, rest, batch))
+      jax.block_until_ready(sums[-2:-1])  # few batches lie in memory, and a signal is heard between two
     done = self.task.finish(metrics_lib.add(jax.device_get(sums)))
     unreadable = len(self.source) - done['examples']
     return {**done, 'unreadable': unreadable, 'seconds': time.perf_counter() - start}
@@ -76,6 +81,7 @@ def evaluate(model, data, *, task=None, batch=128, dtype='float32', mesh=None):
 def fit(
   model, data, *, steps, task=None, teacher=None, optim=None, step=None, save=None, mesh=None, batch=128,
   batch_eval=None, seed=0, log_every=50, eval_every=None, profile=None, workdir=None, config=None, extend=False,
+  watchdog=None,
 ):  # fmt: skip
   """Trains a model: a Result with the trained model, which is the given one with new weights.
 
@@ -86,9 +92,11 @@ def fit(
   batch, batch_eval: pictures a step, over all devices.   log_every, eval_every: in steps; None = at the end only.
   profile: (first, last) step of a jax.profiler trace.   workdir: where to write, and what to resume; None = nothing is
   written.   config: what run.json records and a resumed run is compared with, None = these arguments.
-  extend: allow a larger `steps` than the workdir was begun with.
+  extend: allow a larger `steps` than the workdir was begun with.   watchdog: seconds without progress after which the
+  stacks of all threads are shown.
 
-  Raises ValueError, before anything is compiled, for arguments that do not fit together or do not fit the workdir.
+  Raises ValueError, before anything is compiled, for arguments that do not fit together or do not fit the workdir, or
+  where another process has the workdir; guard.Failed where the loss, the gradient or the weights are not finite.
   """
   options, devices = step_lib.Step(**step or {}), sharding.make_mesh(**mesh or {})
   batch_eval = batch if batch_eval is None else batch_eval
@@ -113,65 +121,112 @@ def fit(
   optimizer = _tuned(optimizer, params)
   init = functools.partial(step_lib.init, optimizer, seed=seed)
   places = sharding.shardings(devices, jax.eval_shape(init, params, rest))
-  folder = Workdir(workdir, config | taught, model=model, data=data, steps=steps, save=save or {}, extend=extend)
-  if folder.first:
-    run = folder.restore(sharding.abstract(jax.eval_shape(init, params, rest), places))
-  else:
-    run = jax.jit(init, out_shardings=places)(params, rest)
-  if folder.finished:
-    print(f'{folder.path} is finished, at step {steps} of {steps}; --extend with a larger total_steps continues it.',
-          file=sys.stderr)  # fmt: skip
-    state.update(model, *step_lib.weights(run))
-    return Result(model, folder.metrics() or {}, steps)
+  hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(guard.run(hosts=jax.process_count()))
+    stack.enter_context(guard.watchdog(watchdog))
+    folder = Workdir(workdir, config | taught, model=model, data=data, steps=steps, save=save or {}, extend=extend)
+    stack.callback(folder.close)
+    if folder.first:
+      run = folder.restore(sharding.abstract(jax.eval_shape(init, params, rest), places))
+    else:
+      run = jax.jit(init, out_shardings=places)(params, rest)
+    if folder.finished and (data.test is None or folder.metrics()):
+      print(f'{folder.path} is finished, at step {steps} of {steps}; --extend with a larger total_steps continues it.',
+            file=sys.stderr)  # fmt: skip
+      state.update(model, *step_lib.weights(run))
+      return Result(model, folder.metrics() or {}, steps)
 
-  watch = watch_lib.Watch(workdir, total_steps=steps, start=folder.first, primary=jax.process_index() == 0)
-  if folder.begun not in (None, steps) and optimizer.schedule:
-    old = _optimizer(optim, folder.begun).schedule
-    watch.note(f'total_steps {folder.begun} -> {steps}: the learning rate of step {folder.first + 1} is now '
-               f'{optimizer.schedule(folder.first):.3g}; it ended at {old(folder.begun - 1):.3g}.')  # fmt: skip
-  data = dataclasses.replace(data, report=watch.note)
-  looking = teacher if teacher is not None and task.teacher_at == 'step' else None
-  train_step = step_lib.make_step(graphdef, optimizer, task, data.row, seed=seed, options=options, mesh=devices,
-                                  teacher=looking)  # fmt: skip
-  train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, sharding.replicated(devices)))
-  test = None if data.test is None else Evaluator(graphdef, task, data, data.test, mesh=devices, batch=batch_eval,
-                                                  dtype=options.dtype)  # fmt: skip
-  batches = data_lib.train_batches(data, batch=batch, seed=seed, start=folder.first,
-                                   process_index=jax.process_index(), process_count=jax.process_count())  # fmt: skip
-  if looking is not None:
-    train_step = functools.partial(train_step, weights=teacher.placed(devices))
-  elif teacher is not None:
-    batches = distill.joined(batches, teacher, data, batch=batch_eval, mesh=devices, folder=folder.path)
-  placed = data_lib.to_device(batches, sharding.batch(devices))
-  try:
-    run, metrics = _loop(run, train_step, placed, test, watch, folder, batch=batch, log_every=log_every,
-                         eval_every=eval_every, profile=profile, best=task.best)  # fmt: skip
-  finally:
-    placed.close()
-    watch.close()
-    folder.close()
+    watch = watch_lib.Watch(workdir, total_steps=steps, start=folder.first, primary=jax.process_index() == 0)
+    stack.callback(watch.close)
+    if folder.begun not in (None, steps) and optimizer.schedule:
+      old = _optimizer(optim, folder.begun).schedule
+      watch.note(f'total_steps {folder.begun} -> {steps}: the learning rate of step {folder.first + 1} is now '
+                 f'{optimizer.schedule(folder.first):.3g}; it ended at {old(folder.begun - 1):.3g}.')  # fmt: skip
+    data = dataclasses.replace(data, report=watch.note)
+    looking = teacher if teacher is not None and task.teacher_at == 'step' else None
+    train_step = step_lib.make_step(graphdef, optimizer, task, data.row, seed=seed, options=options, mesh=devices,
+                                    teacher=looking)  # fmt: skip
+    train_step = step_lib.together(train_step) if jax.process_count() > 1 else train_step
+    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, sharding.replicated(devices)))
+    test = None if data.test is None else Evaluator(graphdef, task, data, data.test, mesh=devices, batch=batch_eval,
+                                                    dtype=options.dtype)  # fmt: skip
+    batches = data_lib.train_batches(data, batch=batch, seed=seed, start=folder.first, **hosts)
+    if looking is not None:
+      train_step = functools.partial(train_step, weights=teacher.placed(devices))
+    elif teacher is not None:
+      batches = distill.joined(batches, teacher, data, batch=batch_eval, mesh=devices, folder=folder.path)
+    placed = data_lib.to_device(batches, sharding.batch(devices))
+    stack.callback(placed.close)
+    run, metrics = _loop(run, train_step, placed, test, watch, folder, batch=batch, log_every=log_every, mesh=devices,
+                         eval_every=eval_every, profile=profile, best=task.best,
+                         allowed=options.skip_nonfinite)  # fmt: skip
   state.update(model, *step_lib.weights(run))
   return Result(model, metrics, steps)
 
 
-def _loop(run, train_step, placed, test, watch, folder, *, batch, log_every, eval_every, profile, best):
+def _loop(run, train_step, placed, test, watch, folder, *, batch, log_every, mesh, eval_every, profile, best, allowed):
   """(the run's state, the last evaluation's metrics) after the last step."""
   due = lambda step, every: step == folder.steps or every is not None and step % every == 0
-  speed, metrics = Speed(batch), {}
-  for number in range(folder.first + 1, folder.steps + 1):
-    with _trace(profile, number, folder.path) as waiting:
-      run, values = waiting(train_step(run, next(placed)[1]))
-    if due(number, log_every) or number == folder.first + 1:
-      values = {key: float(value) for key, value in values.items()}  # waits for the step
-      watch.train(number, {'loss': None, 'lr': None, **values, **speed(number)})
-    evaluated = test is not None and due(number, eval_every)
-    if evaluated:
-      metrics = test(*step_lib.weights(run))
-      watch.evaluation(number, {'split': 'test', **{key: metrics[key] for key in LOGGED if key in metrics}})
-      speed.pause(number)
-    if evaluated or due(number, folder.every):  # evaluated first: its line is kept
-      folder.save(number, run, metrics if evaluated else None, metrics[best] if evaluated else None)
+  several = jax.process_count() > 1  # then a step's end is awaited: all must know in time whether it was the last
+  speed, metrics, number = Speed(batch), {}, folder.first  # of the last step that was done
+  seen = health.Health(allowed=allowed, skipped=folder.skipped, note=watch.note, ahead=0 if several else 1)
+
+  def evaluate():
+    guard.at('evaluation', number)
+    metrics = test(*step_lib.weights(run))
+    watch.evaluation(number, {'split': 'test', **{key: metrics[key] for key in LOGGED if key in metrics}})
+    speed.pause(number)
+    return metrics
+
+  def save(metrics=None):
+    seen.look()
+    guard.at('save', number)
+    folder.save(number, run, metrics, metrics and metrics[best], skipped=seen.skipped)
+
+  try:
+    if test is not None and folder.first and due(folder.first, eval_every) and not folder.metrics():
+      metrics = evaluate()  # a signal had come in between
+      folder.evaluated(metrics, metrics[best])
+    while number < folder.steps:
+      guard.at('data', number)
+      ids, pictures = next(placed)
+      guard.at('compile' if number == folder.first else 'step', number)
+      pictures = pictures | _flag(mesh) if several else pictures
+      with _trace(profile, number + 1, folder.path) as waiting:
+        run, values = waiting(train_step(run, pictures))
+      number, guard.NOW.unsaved = number + 1, True
+      guard.at('step', number)
+      seen.add(number, ids, values)
+      if due(number, log_every) or number == folder.first + 1:
+        numbers = {key: float(value) for key, value in values.items() if key not in ('finite', 'stop')}  # waits
+        watch.train(number, {'loss': None, 'lr': None, **numbers, **speed(number)})
+      asked = int(values['stop']) if several else guard.requested()
+      if asked:
+        raise guard.Stopped(asked)
+      evaluated = test is not None and due(number, eval_every)
+      if evaluated:
+        seen.look()
+        metrics = evaluate()
+      if evaluated or due(number, folder.every):  # evaluated first: its line is kept
+        save(metrics if evaluated else None)
+  except (ValueError, OSError, KeyboardInterrupt, guard.Stopped) as end:
+    # What ends a run while it waits for data or evaluates leaves the last step whole: nothing of it is lost. Several
+    # processes agree on a stop, but not on what befell one of them.
+    if isinstance(end, guard.Stopped) or guard.NOW.phase in ('data', 'evaluation') and not several:
+      if folder.every and number > folder.newest:
+        save()
+        folder.wait()
+      end.saved = number if folder.every and number > folder.first else None
+    raise
   return run, metrics
+
+
+def _flag(mesh):
+  """{'stop': the number of the signal that this process got, 0 for none, on each of its rows}."""
+  rows = mesh.shape['data'] * mesh.shape['fsdp'] // jax.process_count()
+  local = np.full(rows, guard.requested(), np.int32)
+  return {'stop': jax.make_array_from_process_local_data(sharding.batch(mesh), local)}
 
 
 class Speed:

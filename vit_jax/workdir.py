@@ -2,9 +2,11 @@
 
 WORKDIR/run.json      config, versions, devices, data fingerprint, git state; those of earlier sessions in 'earlier'
 WORKDIR/model.json    what the weights are: name, architecture, preprocessing, class names
+WORKDIR/lock          while a process has the run: see guard.lock
 WORKDIR/checkpoints/  see checkpoint.py; a file has a name for each layer, also where a run stacks its layers (scan)
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -12,7 +14,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checkpoint, pretrained, sharding, state, transforms, watch, weights
+from vit_jax import checkpoint, guard, pretrained, sharding, state, transforms, watch, weights
 from vit_jax import config as config_lib
 from vit_jax import data as data_lib
 
@@ -25,22 +27,30 @@ class Workdir:
   """The folder of a run. With path None nothing is read or written.
 
   Attributes: path: absolute.   first: the step to continue after, 0 for a new run.   steps: how many there will be.
-  begun: how many there were to be when the run was last started, None for a new one.
+  begun: how many there were to be when the run was last started, None for a new one.   skipped: how many steps before
+  `first` were left out (step.skip_nonfinite).   newest: the last step that was given to save, or `first`.
   """
 
   def __init__(self, path, config, *, model, data, steps, save, extend):
     self.path, self.steps = path and os.path.abspath(path), steps
-    self.first, self.begun, self.checkpoints = 0, None, None
+    self.first, self.begun, self.checkpoints, self.skipped, self.newest = 0, None, None, 0, 0
     if self.path is None:
       return
     watch.check_workdir(path)
     config, fingerprint = json.loads(json.dumps(config)), data_lib.fingerprint(data)
+    with contextlib.ExitStack() as held:
+      held.enter_context(guard.lock(self.path if jax.process_index() == 0 else None))
+      self._open(config, fingerprint, model, save, extend)
+      self._held = held.pop_all()
+
+  def _open(self, config, fingerprint, model, save, extend):
     old = _read_json(os.path.join(self.path, 'run.json'))
     if old is not None:
       _check_resume(self.path, old, config, fingerprint, extend=extend)
       self.begun = old['config']['total_steps']
     self.checkpoints = checkpoint.Checkpoints(self.path, **save)
-    self.first = self.checkpoints.latest() or 0
+    self.first = self.newest = self.checkpoints.latest() or 0
+    self.skipped = self.checkpoints.info(self.first).get('skipped', 0) if self.first else 0
     if not self.finished and jax.process_index() == 0:
       watch.write_json(os.path.join(self.path, 'model.json'), weights.stamped(pretrained.described(model)))
       new = watch.run_record(config, fingerprint, {'decoder': transforms.host_decoder()})
@@ -68,20 +78,31 @@ class Workdir:
     """Steps between two saves; None where nothing is saved."""
     return self.checkpoints and self.checkpoints.every
 
-  def save(self, step, run, metrics, score):
+  def save(self, step, run, metrics, score, *, skipped=0):
     """Starts to write a step in the background. metrics, score: of its evaluation, both None where there was none."""
     if self.checkpoints is not None:
       arrays = _map_layers(state.unstack)({name: tree for name, tree in run.items() if name != 'step'})
-      self.checkpoints.save(step, arrays, {'step': step, 'position': step, 'metrics': metrics}, score)
+      info = {'step': step, 'position': step, 'metrics': metrics, 'skipped': skipped}
+      self.checkpoints.save(step, arrays, info, score)
+      self.newest = step
+
+  def evaluated(self, metrics, score):
+    """Writes down the evaluation of step `first`, which was saved before it could be made."""
+    self.checkpoints.evaluated(self.first, metrics, score)
 
   def metrics(self):
     """What the evaluation of step `first` found, or None."""
     return self.checkpoints.info(self.first)['metrics']
 
-  def close(self):
+  def wait(self):
     """Waits until everything is on disk."""
+    self.checkpoints.wait()
+
+  def close(self):
+    """Waits until everything is on disk, and lets go of the folder."""
     if self.checkpoints is not None:
-      self.checkpoints.close()
+      with self._held:
+        self.checkpoints.close()
 
 
 def begun(path):

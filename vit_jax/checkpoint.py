@@ -185,6 +185,7 @@ class Checkpoints:
     if self._writer is None:
       import orbax.checkpoint as ocp
 
+      diskfull.quiet()
       self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
     return self._writer
 
@@ -221,9 +222,9 @@ class Checkpoints:
   def _cleaned(self, step):
     """Around a save, from its start to its end in the background: of one that fails nothing is left on the disk."""
     try:
-      with diskfull.quiet():
-        yield
+      yield
     except Exception as error:
+      self._writer = None  # it would raise the same again with the next save, and that one's folder be gone
       for _ in range(2 * self._primary):  # writes of other arrays may still be under way when one has failed
         for one in self.folder.glob(f'{step}.saving*'):
           with contextlib.suppress(OSError):

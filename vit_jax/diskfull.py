@@ -3,8 +3,8 @@
 orbax raises ENOSPC as a ValueError with RESOURCE_EXHAUSTED in it, one call late, after it has logged it three times.
 """
 
-import contextlib
 import errno
+import functools
 import logging
 import os
 import shutil
@@ -45,23 +45,17 @@ def text(count):
   return f'{count / 1000**power:.3g} {("kB", "MB", "GB")[power - 1]}'
 
 
-@contextlib.contextmanager
+@functools.cache
 def quiet():
-  """Hides what orbax and tensorstore print of a full disk beside raising it: 70 lines of tracebacks for each array."""
-  logger, before = logging.getLogger('absl'), sys.unraisablehook
+  """From now on hides what orbax and tensorstore print of a full disk beside raising it: 70 lines for each array.
 
-  def filtered(record):
-    return not (record.exc_info and cause(record.exc_info[1]))
+  They go on to print when the save has long failed, so there is no end to it; all else is shown as before.
+  """
+  before = sys.unraisablehook
 
   def hook(unraisable):  # of a write that nobody waits for any more, once another one has failed
     if str(unraisable.exc_value) != 'Event loop is closed':
       before(unraisable)
 
-  logger.addFilter(filtered)
   sys.unraisablehook = hook
-  try:
-    yield
-  finally:
-    logger.removeFilter(filtered)
-    if sys.unraisablehook is hook:
-      sys.unraisablehook = before
+  logging.getLogger('absl').addFilter(lambda record: not (record.exc_info and cause(record.exc_info[1])))

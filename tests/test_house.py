@@ -17,7 +17,7 @@ FILES = {path.relative_to(PACKAGE).with_suffix('').as_posix(): path for path in 
 MAY_IMPORT = {
   '__init__': {'exports', 'inference', 'look', 'models', 'pretrained', 'train'},
   '__main__': {'cli'},
-  'cli': {'console', 'guard', ''},
+  'cli': {'console', 'guard', 'hosts', ''},
   'guard': set(),
   'health': {'guard'},
   'console': set(),
@@ -30,7 +30,8 @@ MAY_IMPORT = {
   },
   'share': {'', 'bench', 'card', 'commands', 'console', 'exports', 'hub', 'models', 'pretrained', 'watch', 'weights'},
   'card': {'checkpoint', 'watch'},
-  'main': {'config', 'guard', 'jobs', 'memory', 'watch'},
+  'main': {'config', 'guard', 'hosts', 'jobs', 'memory', 'watch'},
+  'hosts': {'guard'},
   'jobs': {
     'bench', 'console', 'data', 'distill', 'guard', 'imagenet', 'models', 'optim', 'pretrained', 'sam', 'sharding',
     'signatures', 'step', 'tasks', 'train', 'tuning', 'workdir',

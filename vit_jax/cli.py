@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import traceback
 
-from vit_jax import console, guard
+from vit_jax import console, guard, hosts
 
 # name: (one line for --help, the module and its function: argv -> exit code)
 COMMANDS = {
@@ -64,11 +64,12 @@ def guarded(function, *args):
   except KeyboardInterrupt:
     return _end(130, 'interrupted')
   except guard.Stopped as stop:
-    return _end(128 + stop.number, str(stop))
+    return _end(128 + stop.number, str(stop), together=guard.NOW.phase == 'end')  # then all were told by the step
   except guard.Failed as failure:
     return _end(1, f'error: {failure}')
   except BrokenPipeError:  # `vit_jax list | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains again when it flushes
+    hosts.failed(1)
     return 1
   except Exception as error:
     if isinstance(error, USERS) and _ours(error):
@@ -81,12 +82,19 @@ def guarded(function, *args):
     return _end(1)
 
 
-def _end(code, line=None):
-  """The exit code, after one line, or after the traceback of the exception in hand where there is no line."""
+def _end(code, line=None, *, together=False):
+  """The exit code, after one line, or after the traceback of the exception in hand where there is no line.
+
+  Of several processes, all end with this one, unless they come to their end together.
+  """
+  if line is None:
+    hosts.settle()  # before a stack is shown of what may be the death of another one
   if line is None or os.environ.get('VIT_JAX_TRACEBACK'):
     traceback.print_exc()
   if line is not None:
     print(line, file=sys.stderr)
+  if not together:
+    hosts.failed(code, line)
   return code
 
 

@@ -44,7 +44,7 @@ def run(config, workdir, *, extend=False):
   options = step_lib.Step(**config['step'])
   hint = console.accelerator_hint(jax.default_backend())
   if hint:
-    print(hint, file=sys.stderr)
+    _say(hint)
   train.check_counts(devices, options, batch=config['batch'], batch_eval=config['batch_eval'])
   data_lib.check_repeats(config['data']['repeats'], config['batch'])
   if config['job'] == 'evaluate':
@@ -60,6 +60,12 @@ def run(config, workdir, *, extend=False):
   sam.check(sam.Sam(**config['optim']['sam']), devices, batch=config['batch'], accumulate=options.accumulate)
   with guard.lock(workdir if jax.process_index() == 0 else None):  # now: data may take long to be listed
     return _train(config, workdir, devices, extend=extend)
+
+
+def _say(text, file=None):
+  """Prints a line, on stderr where no file is given; of several processes, the first one does."""
+  if jax.process_index() == 0:
+    print(text, file=file or sys.stderr)
 
 
 def evaluate(opened, name, split, *, batch, task=None, mesh=None, among='model', labels=None, **data):
@@ -80,13 +86,13 @@ def evaluate(opened, name, split, *, batch, task=None, mesh=None, among='model',
   judged = tasks.Judged(tasks.suited(how, pictures, loss=described['loss']), columns=columns, accepted=accepted)
   model, described = pretrained.filled(opened)
   shown = f'{described["weights"]} weights; {name}, {split}: {len(pictures.test)} pictures'
-  print(f'{opened.path}: {shown}', file=sys.stderr)
+  _say(f'{opened.path}: {shown}')
   found = train.evaluate(model, pictures, task=judged, batch=batch, mesh=mesh)
   names = _distinct(described['classes'] or pictures.classes, described['ids'])
   names = names if columns is None or not described['classes'] else [names[i] for i in columns]
   per_class = dict(zip(names, found.pop('per_class')))
   asked = {'model': str(opened.path), 'weights': described['weights'], 'data': name, 'split': split}
-  print(json.dumps({**asked, **found, 'per_class': per_class}))
+  _say(json.dumps({**asked, **found, 'per_class': per_class}), file=sys.stdout)
   return found
 
 
@@ -133,7 +139,7 @@ def _classes(described, load):
       f'The data has {len(own)} classes ({", ".join(own[:3])}, ...), and {described["weights"]} tells {n} others'
       f'{f" ({names[0]!r}, {ids[0]}, ...)" if names else ""}; name the folders by class or by WordNet id.'
     )
-  print(f'{described["weights"]} does not name its {n} classes: taken in the order of the data', file=sys.stderr)
+  _say(f'{described["weights"]} does not name its {n} classes: taken in the order of the data')
   return own
 
 
@@ -163,7 +169,7 @@ def _accumulated(config, workdir, devices):
   how = optim.make(**config['optim'], total_steps=config['total_steps']).tuning
   split = functools.partial(tuning.split, tuning=how, key=jax.random.key(0))
   picture = 1.5 * bench.activation_bytes(shapes, size, dtype=options.dtype, split=split)
-  memory = devices.devices.flat[0].memory_stats()  # None on a CPU
+  memory = jax.local_devices()[0].memory_stats()  # None on a CPU
   kept = 24 * models.count(shapes)  # float32 weights, their gradient, two moments, updates
   room = (0.9 * memory['bytes_limit'] - kept) if memory else ROOM / devices.size
   copies = max(devices.shape['data'] * devices.shape['fsdp'], config['optim']['sam']['groups'])
@@ -172,7 +178,7 @@ def _accumulated(config, workdir, devices):
   parts = next((n for n in choices if batch / n / copies * picture <= room), choices[-1])
   if parts > 1:
     needs = f'a picture takes about {picture / 2**20:,.1f} MB of activations, and {room / 2**20:,.0f} MB are there'
-    print(f'batches of {batch} in {parts} parts of {batch // parts}: {needs}', file=sys.stderr)
+    _say(f'batches of {batch} in {parts} parts of {batch // parts}: {needs}')
   return _with_parts(config, parts)
 
 
@@ -228,11 +234,11 @@ def _train(config, workdir, devices, *, extend):
   counts = [f'{models.count(model):,} parameters', f'{len(data.train):,} pictures to train on']
   counts += [] if data.test is None else [f'{len(data.test):,} to test']
   counts += [f'{len(data.classes)} classes', f'{devices.size} x {devices.devices.flat[0].device_kind}']
-  print(f'{name} on {config["data"]["name"]}: {", ".join(counts)}', file=sys.stderr)
+  _say(f'{name} on {config["data"]["name"]}: {", ".join(counts)}')
   on_cpu = devices.devices.flat[0].platform == 'cpu'
   for line in (_unbalance(data.train), _patience(config, shapes, size) if on_cpu else None):
     if line:
-      print(line, file=sys.stderr)
+      _say(line)
   same = {key: config[key] for key in ('batch', 'batch_eval', 'seed', 'log_every', 'eval_every', 'profile', 'watchdog')}
   same |= {key: config[key] for key in ('optim', 'step', 'save', 'mesh')}
   same |= {'task': task, 'teacher': teacher}
@@ -249,8 +255,8 @@ def _conclude(result, config, workdir):
     seen, lost = found['examples'], found['unreadable']
     listed = f'{seen} + {lost} unreadable = {seen + lost} listed'
     score = f'mean average precision {found["map"]:.2%}' if 'map' in found else f'top-1 accuracy {found["top1"]:.2%}'
-    print(f'{score} on {seen} pictures ({listed}) after step {result.step}')
+    _say(f'{score} on {seen} pictures ({listed}) after step {result.step}', file=sys.stdout)
     name, split = shlex.quote(config['data']['name']), shlex.quote(config['data']['test'])
     following = f'vit_jax evaluate --model={where} --data={name} --split={split}'
-  print(f'written to {workdir}: checkpoints/ model.json metrics.jsonl run.json tensorboard/')
-  print(f'next: {following}')
+  _say(f'written to {workdir}: checkpoints/ model.json metrics.jsonl run.json tensorboard/', file=sys.stdout)
+  _say(f'next: {following}', file=sys.stdout)

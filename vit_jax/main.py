@@ -5,6 +5,7 @@ python -m vit_jax.main [--config=NAME[:ARGS] | --config=FILE.py[:ARGS]] [--workd
 --config        a shipped config by name (vit_jax list configs), or a file of your own; default: digits
 --workdir       where checkpoints, metrics.jsonl, model.json and run.json go; default: runs/NAME_TIME
                 a folder with an interrupted run is continued from its last checkpoint
+                of several processes (see docs/hosts.md) all are given the same one
 --config.KEY    changes one value: --config.total_steps=1e3 --config.optim.lr=0.01 --config.data.scale=0.3,1
 --extend        continues a finished run to a larger --config.total_steps
 --print_config  shows every key, its value, and where that differs from the default; trains nothing
@@ -18,7 +19,7 @@ import time
 
 from absl import flags
 
-from vit_jax import guard, watch
+from vit_jax import guard, hosts, watch
 
 
 def parse(argv):
@@ -90,7 +91,10 @@ def _main(argv):
     return 0
   resolved = config.resolve(loaded, overrides)
   workdir = options.workdir and os.path.expanduser(options.workdir)
+  count = hosts.start()
   if workdir is None and resolved['job'] == 'train':
+    if count > 1:
+      raise ValueError(f'{count} processes train one run, which needs one folder: give each the same --workdir=DIR.')
     workdir = default_workdir(options.config)
   if workdir is not None:
     watch.check_workdir(workdir)

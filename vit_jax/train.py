@@ -132,8 +132,9 @@ def fit(
     else:
       run = jax.jit(init, out_shardings=places)(params, rest)
     if folder.finished and (data.test is None or folder.metrics()):
-      print(f'{folder.path} is finished, at step {steps} of {steps}; --extend with a larger total_steps continues it.',
-            file=sys.stderr)  # fmt: skip
+      if jax.process_index() == 0:
+        print(f'{folder.path} is finished, at step {steps} of {steps}; --extend with a larger total_steps continues '
+              'it.', file=sys.stderr)  # fmt: skip
       state.update(model, *step_lib.weights(run))
       return Result(model, folder.metrics() or {}, steps)
 

@@ -97,7 +97,10 @@ MAY_IMPORT = {
   'records': {'listing'},
   'tables': {'listing', 'npz'},
   'listing': set(),
-  'transforms': set(),
+  'transforms': {'markers'},
+  'check': {'console', 'scan'},
+  'scan': {'listing', 'markers', 'sources', 'transforms'},
+  'markers': set(),
   'pretrained': {'convert', 'fill', 'hub', 'models', 'models/vit', 'state', 'weights'},
   'weights': {
     'checkpoint', 'convert', 'convert_clip', 'convert_hf', 'convert_npz', 'convert_timm', 'formats', 'models',
@@ -158,9 +161,9 @@ HEAVY = {
 }  # fmt: skip
 # These must start without jax: the front door, and what runs on the host before a device is wanted.
 WITHOUT_JAX = {
-  '__init__', '__main__', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures',
-  'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub', 'npz',
-  'download', 'formats',
+  '__init__', '__main__', 'check', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures', 'scan',
+  'markers', 'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub',
+  'npz', 'download', 'formats',
 }  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',

@@ -24,6 +24,7 @@ COMMANDS = {
   'selftrain': ('Noisy Student: --model, --data, PICTURES, --workdir', 'commands', 'selftrain'),
   'look': ('what a model looks at, as pictures: --model, PICTURES, OUT', 'commands', 'look'),
   'augment': ('what training sees of pictures, as sheets: PICTURES, OUT, --config', 'commands', 'augment'),
+  'check': ('damaged, huge, misnamed and duplicate pictures of a data set: DIR', 'check', 'command'),
   'report': ('one HTML page of a run: WORKDIR', 'commands', 'report'),
   'list': ('models, configs or datasets, and a PATTERN', 'discovery', 'list_'),
   'show': ('size, licence, sources and accuracy of a NAME or WORKDIR', 'discovery', 'show'),

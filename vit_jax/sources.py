@@ -152,7 +152,7 @@ def open_source(name, split, *, classes=None, holdout=0.1, data_dir=None):
   if not match:
     raise ValueError(f'{split!r} is no split; write it like train, train[:98%] or train[500:1000].')
   wanted, *bounds = match.groups()
-  parts = _parts(name, data_dir)
+  parts = containers(name, data_dir)
   if name == 'digits':
     holdout = 360 / 1797
   part, side = _choose(parts, wanted, name, splittable=not isinstance(parts, records.Prepared))
@@ -253,7 +253,7 @@ def _cut(index, bounds, split, *, shuffled):
   return index[low:high]
 
 
-def _parts(name, data_dir):
+def containers(name, data_dir=None):
   """{split: function of the wanted class list -> container} of everything that a name holds."""
   if name == 'digits':
     return {'all': tables.digits}
@@ -282,22 +282,33 @@ def _parts(name, data_dir):
 
 def _folder(path):
   """{split: function -> container} of a folder, whose kind shows in what lies in it."""
-  folders = listing.folders(path)
   files = sorted(file for file in path.iterdir() if not file.name.startswith('.') and file.is_file())
   if {'dataset_info.json', 'features.json'} <= {file.name for file in files}:
     return records.prepared(path, str(path))
-  splits = {name.lower(): path / name for name in folders if name.lower() in TRAIN + TEST}
-  # 'train' may also be a class (of vehicles): then it has no folders of its own, and sisters that are no splits.
-  if splits and (len(splits) == len(folders) or any(map(_is_nested, splits.values()))):
+  if splits := split_folders(path):
     return {name: functools.partial(_leaf, inner, name, splits) for name, inner in splits.items()}
   for suffix, kind in (('.parquet', archives.parquets), ('.tar', archives.tars)):
     if found := [file for file in files if file.suffix.lower() == suffix]:
       return kind(found)
   if found := tables.idx(files):
     return found
-  if len(folders) == 1 and _is_nested(path / folders[0]):  # data/ of a hub's data set, NAME/NAME/ of a zip
-    return _folder(path / folders[0])
+  if (inner := inner_folder(path)) != path:
+    return _folder(inner)
   return {'all': functools.partial(_leaf, path, 'all', {})}
+
+
+def split_folders(path):
+  """{'train': path, 'val': path, ...} of a folder that holds splits, {} of any other."""
+  folders = listing.folders(path)
+  splits = {name.lower(): path / name for name in folders if name.lower() in TRAIN + TEST}
+  # 'train' may also be a class (of vehicles): then it has no folders of its own, and sisters that are no splits.
+  return splits if len(splits) == len(folders) or any(map(_is_nested, splits.values())) else {}
+
+
+def inner_folder(path):
+  """The one folder in a folder that is the data set: data/ of a hub's, NAME/NAME/ of a zip; else the folder itself."""
+  folders = listing.folders(path)
+  return path / folders[0] if len(folders) == 1 and _is_nested(path / folders[0]) else path
 
 
 def _is_nested(path):

@@ -4,7 +4,7 @@ What a file means: EXIF orientation is applied; grey gives three equal channels;
 in timm and Hugging Face, with which the published accuracies were measured; palette and 1-bit become colours; 16-bit
 channels keep their high byte (Pillow's own conversion of 16-bit grey clips at 255); CMYK, Adobe's inverted one too,
 becomes RGB as in Pillow; the first frame of an animation counts. Floating point, which has no defined range, truncated
-files and those of more than MAX_PIXELS are Unreadable.
+files, those of more than MAX_PIXELS, and programs (PostScript) are Unreadable.
 
 What an evaluation sees is a *row* (`preprocessing`), saved beside the weights. 'bilinear' and 'bicubic' are Pillow's
 antialiased filters, 'tf_bilinear' is tf.image.resize's (half-pixel centres, no antialiasing, rounded), 'bv_bilinear'
@@ -24,6 +24,8 @@ import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from vit_jax import markers
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gigabyte once decoded
 CROPS = ('random', 'pad', 'none')
@@ -220,7 +222,10 @@ def _picture(data):
       if isinstance(data, Image.Image):
         return _upright(data)
       data = pathlib.Path(data).read_bytes() if isinstance(data, (str, os.PathLike)) else data
-      return _upright(Image.open(io.BytesIO(data)))
+      image = Image.open(io.BytesIO(data))
+      if image.format in ('JPEG', 'MPO'):
+        markers.check_scans(bytes(data), image.width * image.height, MAX_PIXELS)
+      return _upright(image)
   except UnidentifiedImageError as error:
     raise Unreadable('not a picture in a format that Pillow reads' if len(data) else 'an empty file') from error
   except Exception as error:  # a format's parser raises whatever damaged bytes lead it to
@@ -232,6 +237,8 @@ def _upright(image):
   """An upright RGB PIL.Image for one of any mode that may not be loaded yet."""
   if not 0 < image.width * image.height <= MAX_PIXELS:
     raise Unreadable(f'{image.width}x{image.height} pixels: wanted 1 to {MAX_PIXELS:,}')
+  if image.format == 'EPS':
+    raise Unreadable('PostScript is a program, and is not run')
   image.load()
   turn = None
   with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels

@@ -71,7 +71,9 @@ def test_every_bit_of_a_manifest_counts(folder):
     changed[bit // 8] ^= 1 << bit % 8
     path.write_bytes(changed)
     assert seal.fault(folder) == 'manifest.json: other content', bit
-  for changed in (sound + b'\n', sound.replace(b', ', b',', 1), b'', b'[]', b'null', b'{"name": 1}'):
+  said = {'name': '40', 'files': {}, 'note': {}}
+  made_up = [seal._text({**said, **wrong}) for wrong in ({'files': {'a': 5}}, {'files': [1]}, {'note': 1})]
+  for changed in (sound + b'\n', sound.replace(b', ', b',', 1), b'', b'[]', b'null', b'[' * 100_000, *made_up):
     path.write_bytes(changed)
     assert seal.fault(folder) == 'manifest.json: other content'
 

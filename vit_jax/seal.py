@@ -113,7 +113,9 @@ def _said(folder):
   try:
     said = json.loads(raw)
     said = {key: said[key] for key in ('name', 'files', 'note')}
-  except (ValueError, LookupError, TypeError):
+    typed = all(type(size) is int and type(digest) is str for size, digest in said['files'].values())
+    said = said if typed and type(said['note']) is dict else None
+  except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     said = None
   _expect(raw == _text(said or {}), MANIFEST, 'other content')
   return said

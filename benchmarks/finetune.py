@@ -4,8 +4,8 @@ python benchmarks/finetune.py --data=cifar10.npz --folder=FOLDER
 
 Writes FOLDER/few (train/CLASS/x.png, test/CLASS/x.png) and FOLDER/rest.npz, then runs vit_jax four times, each in a
 workdir of its own under FOLDER: a small ViT on the rest; configs/finetune.py:FOLDER/pretrained,FOLDER/few with no other
-flag; and the same model without weights, once by the same recipe and once by configs/cifar10.py's with AdamW, for as
-many steps of as many pictures. What is finished is not done again.
+flag; and the same model without weights, once by the same recipe and once by AdamW, for as many steps of as many
+pictures. What is finished is not done again.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from PIL import Image
 
 CLASSES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 FEW = 200  # pictures of each class
-MODEL = {'patch_size': 8, 'embed_dim': 96}  # of configs/cifar10.py: a quarter of its tokens
+MODEL = {'img_size': 32, 'patch_size': 8, 'embed_dim': 96, 'num_heads': 3}  # in the recipe of configs/mnist.py
+MIRRORED = '--config.step.augment.flip=True'
 
 
 def write(data, folder):
@@ -73,9 +74,9 @@ def main():
   machine = measure.machine()
   write(args.data, folder)
   few, model = folder / 'few', [f'--config.model.{key}={value}' for key, value in MODEL.items()]
-  short = ['--config.optim.lr=2e-3', '--config.step.augment.mixup=0', '--config.task.label_smoothing=0']
+  short = [MIRRORED, '--config.optim.lr=2e-3']
   length = [f'--config.total_steps={args.steps}', f'--config.eval_every={args.steps // 2}', '--config.save.every=500']
-  rows = [train('pretrained', folder, f'--config=cifar10:{folder / "rest.npz"}', *model, *short, *length)]
+  rows = [train('pretrained', folder, f'--config=mnist:{folder / "rest.npz"}', *model, *short, *length)]
   rows.append(train('finetuned', folder, f'--config=configs/finetune.py:{folder / "pretrained"},{few}'))
   same = [f'--config.{key}={rows[-1][key.removeprefix("total_")]}' for key in ('total_steps', 'batch')]
   start = ['--config.model.pretrained=False', '--config.model.reset=()']
@@ -83,7 +84,9 @@ def main():
   keys = 'img_size', 'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio', 'class_token', 'global_pool'
   start += [f'--config.model.{key}={shape[key]}' for key in keys]
   rows.append(train('scratch', folder, f'--config=configs/finetune.py:{folder / "pretrained"},{few}', *start))
-  rows.append(train('scratch-adamw', folder, f'--config=cifar10:{few}', *model, *same, '--config.eval_every=250'))
+  noise = [MIRRORED, '--config.optim.lr=1e-3', '--config.step.augment.mixup=0.2', '--config.task.label_smoothing=0.1']
+  same += ['--config.eval_every=250', *noise]
+  rows.append(train('scratch-adamw', folder, f'--config=mnist:{few}', *model, *same))
   measure.table(rows)
   measure.record('finetune', machine, rows)
 

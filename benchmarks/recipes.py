@@ -2,19 +2,22 @@
 
   python benchmarks/recipes.py --data=FOLDER --work=FOLDER [--only=PATTERN] [--minutes=N] [--gpu] [--table]
 
---data holds mnist.npz, fashion_mnist.npz and cifar10.npz (x_train, y_train, x_test, y_test). Every run is a process of
-its own that trains a shipped config with the flags that the ledger names, and then measures the model: accuracy,
-log-likelihood and calibration on the test pictures, accuracy on those it learnt from (as an evaluation sees them), and
-sharpness: how far the loss of 1,000 of them rises within RHO uphill. A line goes to results/recipes.jsonl when a
-run has ended, and what has a line is not run again; a run that was killed goes on where it was. So the ledger can be
-filled in pieces: --minutes begins no run after so many. --gpu has the rows for one GPU in place of the CPU's.
+--data holds mnist.npz, fashion_mnist.npz and cifar10.npz (x_train, y_train, x_test, y_test). Every run trains a shipped
+config with the flags that the ledger names, and then measures the model: accuracy, log-likelihood and calibration on
+the test pictures, accuracy on 10,000 of those it learnt from (as an evaluation sees them), and sharpness: how far the
+loss of 1,000 of them rises within RHO uphill. A line goes to results/recipes.jsonl when a run has ended, and what has
+a line is not run again; a run that was killed goes on where it was, and its seconds are those of the rest. So the
+ledger can be filled in pieces: --minutes begins no run after so many. --gpu has the rows for one GPU in place of the
+CPU's.
 
 The tricks have the values of the recipes they are known from, and none was tuned. Epochs and rates of the plain rows
-were chosen on the last pictures of the training set, which --choose tests on; it writes no line.
+were chosen on the last pictures of the training set, which --choose tests on; it writes no line. Teachers are the runs
+on whole sets, which come first.
 """
 
 import argparse
 import fnmatch
+import itertools
 import json
 import pathlib
 import sys
@@ -25,7 +28,9 @@ import numpy as np
 
 SEEDS = 0, 1, 2
 RHO = 0.05  # of the sharpness, the same for all rows
-PLAIN = {'step.augment.mixup': 0, 'task.label_smoothing': 0, 'log_every': 1000, 'save.every': 10_000}
+PLAIN = {  # no trick: pictures as they are, half of them mirrored
+  'data.crop': 'none', 'step.augment.mixup': 0, 'task.label_smoothing': 0, 'log_every': 1000, 'save.every': 10_000,
+}  # fmt: skip
 TRICKS = {  # name: flags
   'none': {},
   'mixup 0.2': {'step.augment.mixup': 0.2},
@@ -38,22 +43,29 @@ TRICKS = {  # name: flags
   'SAM 0.1': {'optim.sam.rho': 0.1},
   'GSAM 0.1, 0.4': {'optim.sam.rho': 0.1, 'optim.sam.alpha': 0.4},
   'distillation': {
-    'task.teacher': 'TEACHER',
+    'task.teacher': 'FOLDER',
     'task.distillation': 'soft',
     'task.alpha': 0.9,
     'task.temperature': 1.0,
     'step.augment.mixup': 0.8,
   },
 }
-SUBSETS = {  # name: config, pictures, flags
-  'Fashion-MNIST, 1,000': ('fashion_mnist', 1000, {'model.patch_size': 7, 'total_steps': 1200, 'optim.lr': 3e-3}),
-  'CIFAR-10, 5,000': ('cifar10', 5000, {'model.patch_size': 8, 'total_steps': 600}),
+WHOLE = {'MNIST': 'mnist', 'Fashion-MNIST': 'fashion_mnist', 'CIFAR-10': 'cifar10'}  # config, and file of the data
+SMALL = {  # of both subsets: a ViT with 16 tokens of 64, a run within a minute
+  **PLAIN, 'model.embed_dim': 64, 'model.depth': 3, 'model.num_heads': 2, 'optim.name': 'adamw', 'batch': 100,
+  'batch_eval': 1000,
+}  # fmt: skip
+SUBSETS = {  # name: pictures, flags of configs/fashion_mnist.py
+  'Fashion-MNIST, 1,000': (1000, {'total_steps': 300, 'optim.lr': 3e-3}),
+  'CIFAR-10, 5,000': (
+    5000,
+    {'model.img_size': 32, 'model.patch_size': 8, 'total_steps': 400, 'optim.name': 'muon', 'optim.lr': 5e-3},
+  ),
 }
-WHOLE = {'MNIST': 'mnist', 'Fashion-MNIST': 'fashion_mnist', 'CIFAR-10': 'cifar10'}
-GPU = {  # a ViT with 64 tokens of 384, 16 million parameters; no crops, so that the host only gathers
+GPU = {  # 64 tokens of 384, 16 million parameters; no crops, so that the host only gathers
   **PLAIN, 'model.embed_dim': 384, 'model.depth': 9, 'model.num_heads': 6, 'model.mlp_ratio': 4.0,
-  'data.crop': 'none', 'step.dtype': 'bfloat16', 'batch': 1024, 'batch_eval': 1000, 'optim.lr': 1e-3,
-  'optim.weight_decay': 0.05, 'log_every': 100,
+  'model.patch_size': 1, 'step.dtype': 'bfloat16', 'batch': 1024, 'batch_eval': 1000, 'optim.name': 'adamw',
+  'optim.lr': 1e-3, 'optim.weight_decay': 0.05, 'log_every': 100,
 }  # fmt: skip
 STRONG = {
   'step.augment.policy': 'randaugment', 'step.augment.layers': 2, 'step.augment.magnitude': 10,
@@ -64,40 +76,58 @@ MINUTES = 9  # of the long GPU run, whose steps follow from the speed of its fir
 
 
 def wanted(gpu):
-  """{(data, trick, seed): (config, flags)} of all that the ledger has; a distilled row wants the plain run of all."""
+  """{(data, trick, seed): (config, flags)} of all that the ledger has, in the order of running: teachers come first."""
   found = {}
   if gpu:
+    long = f'all, {MINUTES} minutes'
     for seed in SEEDS:
-      found['CIFAR-10', f'all, {MINUTES} minutes', seed] = 'cifar10', GPU | STRONG | {'total_steps': None}
+      found['CIFAR-10', long, seed] = 'cifar10', GPU | STRONG | {'total_steps': None}
       for trick, flags in TRICKS.items():
-        found['CIFAR-10', trick, seed] = 'cifar10', GPU | {'total_steps': 2000} | flags
+        found['CIFAR-10', trick, seed] = 'cifar10', GPU | {'total_steps': 2000} | taught(flags, 'CIFAR-10', long)
     return found
   for name, config in WHOLE.items():
     found[name, 'its config', 0] = config, {}
-  for name, (config, pictures, flags) in SUBSETS.items():
-    for seed in SEEDS:
+  for seed in SEEDS:
+    for name, (pictures, flags) in SUBSETS.items():
       for trick, own in TRICKS.items():
-        found[name, trick, seed] = config, PLAIN | {'batch': 100, 'data.train': f'train[:{pictures}]'} | flags | own
+        flags_of_all = SMALL | {'data.train': f'train[:{pictures}]'} | flags
+        found[name, trick, seed] = 'fashion_mnist', flags_of_all | taught(own, whole(name), 'its config')
   return found
 
 
-def train(key, config, flags, data, work, chosen):
-  """The row of one run, which this process trains in a folder of its own, or goes on with."""
+def whole(name):
+  """The name of the set that a subset is of."""
+  return name.split(',')[0]
+
+
+def folder_of(name, trick, seed):
+  """The name of a run's folder."""
+  return '_'.join(f'{name} {trick} {seed}'.replace(',', '').split())
+
+
+def taught(flags, name, trick):
+  """Flags in which the teacher, if any, is the folder of the ledger's run of `trick` with seed 0."""
+  return flags | {'task.teacher': folder_of(name, trick, 0)} if 'task.teacher' in flags else flags
+
+
+def train(key, config, flags, data, *, work, ledger, chosen):
+  """The row of one run, which this process trains in a folder of `work`, or goes on with; teachers lie in `ledger`."""
   import jax
 
   from vit_jax import config as config_lib
   from vit_jax import jobs, pretrained
 
   name, trick, seed = key
-  folder = work / '_'.join(f'{name} {trick} {seed}'.replace(',', '').split())
+  folder = work / folder_of(*key)
   flags = {**flags, 'seed': seed} | chosen
   if flags.get('task.teacher'):
-    flags['task.teacher'] = str(work / f'{name.split(",")[0]}_its_config_0')
+    flags['task.teacher'] = str(ledger / flags['task.teacher'])
   if 'total_steps' in flags and flags['total_steps'] is None:
     flags['total_steps'] = affordable(folder, config, flags, data)
-  flags.setdefault('eval_every', 10_000 if name in SUBSETS else max(flags.get('total_steps', 10_000) // 20, 1))
+  if trick != 'its config':
+    flags['eval_every'] = 10_000 if name in SUBSETS else max(flags['total_steps'] // 20, 1)
   resolved = config_lib.resolve(config_lib.load(f'{config}:{data}'), {k: str(v) for k, v in flags.items()})
-  cpu, wall = measure.cpu_seconds(), time.perf_counter()
+  resumed, cpu, wall = (folder / 'run.json').exists(), measure.cpu_seconds(), time.perf_counter()
   jobs.run(resolved, str(folder))
   cpu, wall = measure.cpu_seconds() - cpu, time.perf_counter() - wall
   model, described = pretrained.load(folder)
@@ -109,7 +139,7 @@ def train(key, config, flags, data, work, chosen):
     'top1': measured['test']['top1'], 'nll': measured['test']['nll'], 'ece': measured['test']['ece'],
     'examples': measured['test']['examples'], 'train_top1': measured['train']['top1'],
     'sharpness': measured['train']['sharpness'], 'cpu_seconds': cpu, 'seconds': wall,
-    'device': jax.devices()[0].device_kind,
+    'resumed': resumed, 'device': jax.devices()[0].device_kind,
     'curve': [[line['step'], line['top1']] for line in lines if 'top1' in line],
   }  # fmt: skip
 
@@ -130,7 +160,7 @@ def affordable(folder, config, flags, data):
 
 
 def evaluated(model, described, resolved, split):
-  """{'top1', 'nll', 'ece', 'examples', 'sharpness'} of a model on the pictures a run had for `split`."""
+  """{'top1', 'nll', 'ece', 'examples', 'sharpness'} of a model on the first 10,000 pictures a run had for `split`."""
   import jax
   import optax
 
@@ -143,7 +173,7 @@ def evaluated(model, described, resolved, split):
     augment.normalise(images, pictures.row['mean'], pictures.row['std'], 'float32'))  # fmt: skip
   logits, labels, kept = [], [], None
   forward = jax.jit(logits_of)
-  for batch in data_lib.eval_batches(pictures, pictures.test, batch=1000):
+  for batch in itertools.islice(data_lib.eval_batches(pictures, pictures.test, batch=1000), 10):
     real = batch['mask'] > 0
     logits.append(np.asarray(forward(params, batch['image']))[real])
     labels.append(batch['label'][real])
@@ -216,6 +246,32 @@ def tables(rows):
     measure.table(shown)
 
 
+def fill(args):
+  """Runs what the ledger lacks, and appends a line for each run that has ended."""
+  import jax
+
+  from vit_jax import memory
+
+  memory.keep_freed()  # as vit_jax train does
+  jax.config.update('jax_compilation_cache_dir', str(args.work.absolute() / 'compiled'))  # most rows share programs
+  table, begun = wanted(args.gpu), time.time()
+  chosen = {'data.test': 'train[-6000:]'} | dict(flag.split('=', 1) for flag in args.flag) if args.choose else {}
+  done = {(row['data'], row['trick'], row['seed'], row['device'] == 'cpu') for row in lines()}
+  for key, (config, flags) in table.items():
+    if (*key, not args.gpu) in done and not args.choose or not fnmatch.fnmatch(' '.join(map(str, key)), args.only):
+      continue
+    if time.time() - begun > 60 * args.minutes:
+      break
+    machine, file = measure.machine(), (args.data / f'{WHOLE[whole(key[0])]}.npz').absolute()
+    work = args.work / 'chosen' / str(time.time()) if args.choose else args.work
+    row = train(key, config, flags, file, work=work, ledger=args.work, chosen=chosen)
+    jax.clear_caches()
+    if args.choose:
+      print({k: v for k, v in row.items() if k not in ('flags', 'curve')})
+    else:
+      measure.record('recipes', machine, [row])
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--data', type=pathlib.Path, help='the folder of the three .npz')
@@ -227,7 +283,6 @@ def main():
   parser.add_argument('--flag', action='append', default=[], help='with --choose: KEY=VALUE of the config')
   parser.add_argument('--neighbours', action='store_true', help='the bound: nearest neighbours on pixels')
   parser.add_argument('--table', action='store_true', help='print what has been measured and run nothing')
-  parser.add_argument('--row', help='used by this script itself')
   args = parser.parse_args()
   if args.table:
     return tables(lines())
@@ -235,27 +290,7 @@ def main():
     parser.error('--data=FOLDER and --work=FOLDER are wanted')
   if args.neighbours:
     return print({name: neighbours(args.data / f'{name}.npz') for name in ('fashion_mnist', 'cifar10')})
-  table, begun = wanted(args.gpu), time.time()
-  if args.row:
-    key = tuple(json.loads(args.row))
-    chosen = dict(flag.split('=', 1) for flag in args.flag)
-    if args.choose:
-      chosen = {'data.test': 'train[-6000:]'} | chosen
-    work = args.work / 'chosen' / str(time.time()) if args.choose else args.work
-    return print(json.dumps(train(key, *table[key], (args.data / f'{table[key][0]}.npz').absolute(), work, chosen)))
-  done = {(row['data'], row['trick'], row['seed'], row['device'] == 'cpu') for row in lines()}
-  for key in table:
-    if (*key, not args.gpu) in done and not args.choose or not fnmatch.fnmatch(' '.join(map(str, key)), args.only):
-      continue
-    if time.time() - begun > 60 * args.minutes:
-      break
-    machine = measure.machine()
-    passed = [f'--flag={flag}' for flag in args.flag] + ['--gpu'] * args.gpu + ['--choose'] * args.choose
-    row, *_ = measure.child(f'--row={json.dumps(key)}', f'--data={args.data}', f'--work={args.work}', *passed)
-    if args.choose:
-      print({k: v for k, v in row.items() if k not in ('flags', 'curve')})
-    else:
-      measure.record('recipes', machine, [row])
+  fill(args)
   return tables(lines())
 
 

@@ -7,9 +7,9 @@ noise of configs/noisy_student.py; and on these and the teacher's pseudo-labels 
 with the noise. A line a run goes to FOLDER/selftrain.jsonl, and what has a line is not run again. Pictures, their order
 and the first weights follow from the seed. Test pictures are looked at once, at the end of a run.
 
-The rate is that of configs/fashion_mnist.py. A first try, seed 0 at half that rate and with random windows ('pad'), was
-given up because its training loss still was 0.6 after 800 steps; its test accuracies, in the order below 67.3, 53.2,
-63.6 and 52.5 %, had been seen by then. Nothing else was changed or chosen.
+The rate was that of configs/fashion_mnist.py. A first try, seed 0 at half that rate and with random windows ('pad'),
+was given up because its training loss still was 0.6 after 800 steps; its test accuracies, in the order below 67.3,
+53.2, 63.6 and 52.5 %, had been seen by then. Nothing else was changed or chosen.
 """
 
 import argparse

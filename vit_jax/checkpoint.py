@@ -22,6 +22,7 @@ import numpy as np
 from vit_jax import diskfull, folders, items, seal
 
 MINUTES = 30  # one process waits so long for another one to finish a step
+SECONDS = 60  # and so long to see it, as network file systems remember for a while that a name was not there
 
 
 class Checkpoints:
@@ -202,7 +203,7 @@ class Checkpoints:
           seal.sync(self.folder)
     finally:
       self._meet(step)
-    if not self._path(step).is_dir():
+    if not self._appears(step):
       raise RuntimeError(f'The first process did not finish {self._path(step)}; its error says why.')
     self._scores[step] = score
     gone = self._scores.keys() - folders.kept(self._scores, **self._keep)
@@ -217,6 +218,15 @@ class Checkpoints:
       from orbax.checkpoint import multihost
 
       multihost.get_barrier_sync_fn()(key=f'{self.folder}/{step}/{self._saves}', timeout_ms=MINUTES * 60_000)
+
+  def _appears(self, step):
+    """Whether the first process has renamed a step; another host may see that some seconds late."""
+    end = time.monotonic() + SECONDS
+    while not self._path(step).is_dir():
+      if self._primary or time.monotonic() > end:
+        return False
+      time.sleep(0.1)
+    return True
 
   @contextlib.contextmanager
   def _cleaned(self, step):

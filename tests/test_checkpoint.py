@@ -7,6 +7,7 @@ import pathlib
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import types
@@ -546,3 +547,49 @@ def test_the_header_is_plain_json_and_nothing_is_logged(tmp_path, caplog):
   assert keep.info(1) == info
   header = json.loads((keep.folder / '1' / 'info' / 'metadata').read_text())
   assert header == {'info': info, 'score': 0.3, 'empty': ['rest']}
+
+
+PROCESS = """
+import sys
+import jax
+number, port, folder = int(sys.argv[1]), *sys.argv[2:]
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+jax.distributed.initialize(f'localhost:{port}', 2, number)
+import json
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from vit_jax import checkpoint
+split = NamedSharding(Mesh(np.array(jax.devices()), ('data',)), PartitionSpec('data'))
+rows = lambda step: jax.make_array_from_callback((4, 1000), split, lambda i: np.full((4, 1000), step, np.float32)[i])
+keep = checkpoint.Checkpoints(folder, last=1)
+first = keep.latest() or 0
+for step in range(first + 1, first + 4):
+  keep.save(step, {'params': {'x': rows(step)}}, {'step': step}, 1 / step)
+keep.evaluated(step, {'top1': 0.5}, 0.3)
+keep.check_room({'params': {'x': rows(0)}})
+like = {'params': {'x': jax.ShapeDtypeStruct((4, 1000), np.float32, sharding=split)}}
+parts = [part.data for one in keep.steps() for part in keep.restore(one, like)['params']['x'].addressable_shards]
+keep.close()
+print(json.dumps([first, keep.steps(), keep.best(), [float(np.unique(part).item()) for part in parts]]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_what_is_whole(tmp_path):
+  """The first one verifies, seals and removes; a damaged newest step is not used by the other one either."""
+  folder = tmp_path / 'checkpoints'
+  env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+  for said in ([0, [1, 3], 1, [1, 3]], [1, [1, 4], 1, [1, 4]]):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      port = str(free.getsockname()[1])
+    argv = [sys.executable, '-W', 'error', '-c', PROCESS]
+    both = [
+      subprocess.Popen([*argv, str(i), port, tmp_path], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+      for i in range(2)
+    ]
+    results = [one.communicate(timeout=300) for one in both]
+    assert [json.loads(out.splitlines()[-1]) for out, _ in results] == [said, said], results
+    assert [b'checkpoint 3 is damaged' in err for _, err in results] == [said[0] == 1, False]
+    assert sorted(one.name for one in folder.iterdir() if 'damaged' not in one.name) == ['1', str(said[1][1])]
+    broken(folder, said[1][1])

@@ -17,6 +17,7 @@ MAX_PAGES = 10_000  # of a TIFF: later ones are not looked at
 MAX_PIECES = 2**22  # strips or tiles of a page: a row of pixels is the least that a strip holds
 
 _MARK = re.compile(rb'\xff([^\x00\xff])', re.DOTALL)  # within a scan: FF 00 is a byte FF, and more FF are filling
+_FILLING = re.compile(rb'\xff*')  # before a mark; a decoder in Python takes long for millions
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG: colour type -> samples of a pixel
 _PASSES = ((8, 8, 0, 0), (8, 8, 4, 0), (4, 8, 0, 4), (4, 4, 2, 0), (2, 4, 0, 2), (2, 2, 1, 0), (1, 2, 0, 1))
@@ -83,13 +84,11 @@ def _cut(ended, reason):
 def _jpeg(data, max_pixels):
   ended, at, scans, frame, interval, scan_end = data[-2:] == b'\xff\xd9', 2, 0, None, 0, 0
   while True:
-    start = at
-    while data[at : at + 1] == b'\xff':
-      at += 1
+    start, at = at, _FILLING.match(data, at).end()
     if at >= len(data):
       raise _cut(ended, 'ends without the mark of its end')
     mark, at = data[at], at + 1
-    if at - start < 2 or mark <= 0x01 or 0xD0 <= mark <= 0xD8:
+    if not 2 <= at - start <= 2000 or mark <= 0x01 or 0xD0 <= mark <= 0xD8:
       raise Fault('corrupt', f'no segment begins at byte {start}')
     if mark == 0xD9:
       break

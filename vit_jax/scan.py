@@ -1,8 +1,8 @@
 """Every picture of a data set, read once by all CPUs: what is damaged, what is there twice, and how many of each class.
 
 A picture is read, its skeleton compared with itself (markers.py), decoded as training decodes it, and forgotten but
-for two digests: of its bytes, and of its pixels as training sees them. BUDGET bounds what all threads hold at a time;
-only a picture that needs more than that by itself is decoded alone.
+for two digests: of its bytes, and of its pixels as training sees them. MAX_BYTES and BUDGET bound what all threads hold
+at a time; a picture that needs more than BUDGET by itself is decoded alone.
 """
 
 import collections
@@ -23,9 +23,9 @@ from PIL import Image
 from vit_jax import listing, markers, sources, transforms
 
 KINDS = ('empty', 'truncated', 'corrupt', 'huge', 'unreadable', 'suffix', 'labels')  # of one file's faults
-BUDGET = 2**31  # bytes of files and pixels in all threads
-MAX_BYTES = 2**30  # of a file
-PIXEL = 12  # bytes that a pixel takes at most while it is decoded: Pillow's two pictures, and an array
+MAX_BYTES = 2**30  # of a file, and of the files in all threads
+BUDGET = 2**31  # bytes of the pixels in all threads, unless one picture needs more
+PIXEL = 14  # bytes that a pixel takes at most: CMYK and RGB in Pillow, an array, and the pieces it is made of
 TAIL, AHEAD = 4, 9  # bytes of a JPEG's code: its last ones, and more than the 8 that libjpeg looks ahead
 
 _ALIKE = {'MPO': 'JPEG', 'DIB': 'BMP'}  # formats that go by each other's suffix
@@ -249,7 +249,7 @@ class _Budget:
         self._freed.notify_all()
 
 
-_BUDGET = _Budget(BUDGET)
+_FILES, _PIXELS = _Budget(MAX_BYTES), _Budget(BUDGET)
 _NONE = bytes(16)
 
 
@@ -265,13 +265,11 @@ def _looked_at(part, i):
     status = os.stat(loaded)
     size = status.st_size
     if not stat.S_ISREG(status.st_mode):
-      raise markers.Fault('unreadable', 'not a file that holds bytes')
+      return [markers.Fault('unreadable', 'not a file that holds bytes')], _NONE, _NONE, size
     with open(loaded, 'rb') as file:
       return look(file, size, suffix)
   except OSError as error:
     return [markers.Fault('unreadable', error.strerror or str(error))], _NONE, _NONE, size
-  except markers.Fault as fault:
-    return [fault], _NONE, _NONE, size
 
 
 def look(file, size, suffix=None):
@@ -283,38 +281,41 @@ def look(file, size, suffix=None):
   try:
     if size > MAX_BYTES:
       raise markers.Fault('huge', f'{size:,} bytes, more than {MAX_BYTES:,}')
-    pixels, mode = _head(file)
-    with _BUDGET(size + PIXEL * pixels):
-      file.seek(0)
+    with _FILES(size):
       data = file.read()
-      picture, format = _decoded(data, mode)
-      digests = _digest(data), _digest(picture, picture.shape)
+      found = markers.check(data, transforms.MAX_PIXELS)
+      pixels, mode = _head(data)
+      with _PIXELS(PIXEL * pixels):  # whoever has these waits for no file, so all come to their end
+        picture, format = _decoded(data, mode, found.get('scan_end'))
+        digests = _digest(data), _digest(picture, picture.shape)
   except markers.Fault as fault:
     return [fault], _NONE, _NONE, size
+  except MemoryError:
+    return [markers.Fault('huge', 'more than the memory that there is')], _NONE, _NONE, size
   wanted = Image.registered_extensions().get((suffix or '').lower())
   alike = wanted is None or _ALIKE.get(wanted, wanted) == _ALIKE.get(format, format)
   return [] if alike else [markers.Fault('suffix', f'{format} inside, {wanted} by its name')], *digests, size
 
 
-def _head(file):
-  """(pixels, mode) that an open picture's header announces; no pixels where they are too many to be decoded."""
+def _head(data):
+  """(pixels, mode) that a picture's header announces; no pixels where they are too many to be decoded."""
   try:
-    image = Image.open(file)
+    image = Image.open(io.BytesIO(data))
   except Exception:  # a format's parser raises whatever damaged bytes lead it to; `_decoded` will say what is wrong
     return 0, ''
   pixels = image.width * image.height
   return pixels * (pixels <= transforms.MAX_PIXELS), image.mode
 
 
-def _decoded(data, mode):  # -> (h, w, 3), format
+def _decoded(data, mode, scan_end):  # -> (h, w, 3), format
   """A file's pixels as training sees them, and Pillow's name of its format. Raises markers.Fault."""
-  found, format = markers.check(data, transforms.MAX_PIXELS), None
+  format = None
   try:
     image = Image.open(io.BytesIO(data))
     if image.width * image.height > transforms.MAX_PIXELS:
       raise Image.DecompressionBombError
     format = image.format
-    told = _watched(image, data, found['scan_end']) if 'scan_end' in found and image.width > 3 else {}
+    told = _watched(image, data, scan_end) if scan_end and image.width > 3 else {}
     picture = transforms.decode(image)
   except Image.DecompressionBombError:
     raise markers.Fault('huge', f'more than {transforms.MAX_PIXELS:,} pixels') from None

@@ -145,7 +145,7 @@ def test_our_own_value_error_is_one_line(capsys):
     'import numpy\ndef f(): numpy.zeros(3).reshape(2)',
     'import json\ndef f(): json.loads("{")',
     'def f(): raise KeyError("x")',
-    'def f(): raise OSError(28, "No space left on device", "x")',
+    'def f(): raise OSError(5, "Input/output error", "x")',
   ],
 )
 def test_a_bug_keeps_its_traceback(source, capsys):

@@ -66,6 +66,7 @@ def test_every_default_is_filled_in(table):
     'eval_every': None,
     'deterministic': False,
     'profile': None,
+    'watchdog': 600,
     'model': {'name': 'tiny', 'pretrained': False, 'num_classes': None},
     'data': {'name': 'digits', 'train': 'train', 'scale': [0.08, 1.0]},
     'task': {'name': 'classification', 'label_smoothing': 0.0},
@@ -137,6 +138,7 @@ def test_overrides(table, key, text, expected):
     ({'eval_every': '-5'}, 'config.eval_every = -5: at least 1'),
     ({'profile': '[5, 3]'}, 'first step'),
     ({'profile': '[5]'}, 'first step'),
+    ({'watchdog': '0'}, 'seconds are wanted'),
     ({'optim.warmup': '11'}, '11.0 of 10 steps'),
   ],
 )
@@ -246,7 +248,18 @@ def test_the_real_sections():
     'save',
     'mesh',
   ]
-  keys = ['job', 'seed', 'total_steps', 'batch', 'batch_eval', 'log_every', 'eval_every', 'deterministic', 'profile']
+  keys = [
+    'job',
+    'seed',
+    'total_steps',
+    'batch',
+    'batch_eval',
+    'log_every',
+    'eval_every',
+    'deterministic',
+    'profile',
+    'watchdog',
+  ]
   assert list(signature(sections[''])) == keys
   for section, context in config.CONTEXT.items():
     assert set(context) <= set(signature(sections[section])), 'context is what the function does take'

@@ -58,7 +58,9 @@ def run(config, workdir, *, extend=False):
     create, _, size = _model(config, options)
     return bench.report(create(), size, batch=config['batch'], dtype=options.dtype)
   sam.check(sam.Sam(**config['optim']['sam']), devices, batch=config['batch'], accumulate=options.accumulate)
-  with guard.lock(workdir if jax.process_index() == 0 else None):  # now: data may take long to be listed
+  # now where the folder is there, for data may take long to be listed; a new one is made when nothing else is refused
+  owner = workdir is not None and jax.process_index() == 0 and os.path.isdir(workdir)
+  with guard.lock(workdir if owner else None):
     return _train(config, workdir, devices, extend=extend)
 
 

@@ -445,7 +445,7 @@ def test_npz(tmp_path):
   np.savez(tmp_path / 'other.npz', images=images)
   assert 'x_train' in refused(tmp_path / 'other.npz', 'train')
   np.savez(tmp_path / 'objects.npz', x_train=np.array([images, None], object), y_train=labels)
-  assert 'Object arrays' in refused(tmp_path / 'objects.npz', 'train')
+  assert 'Python objects' in refused(tmp_path / 'objects.npz', 'train')
   (tmp_path / 'broken.npz').write_bytes((tmp_path / 'x.npz').read_bytes()[:100])
   assert 'not an .npz' in refused(tmp_path / 'broken.npz', 'train')
 

@@ -12,14 +12,12 @@ import functools
 import json
 import math
 import os
-import struct
 import zipfile
-import zlib
 
 import ml_dtypes
 import numpy as np
 
-from vit_jax import memory
+from vit_jax import memory, npz
 
 # safetensors' words for numbers, in the order in which it writes them: the widest first
 DTYPES = {
@@ -28,7 +26,7 @@ DTYPES = {
   'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
 }  # fmt: skip
 WORDS = {np.dtype(dtype): word for word, dtype in DTYPES.items()}
-HEADER_BYTES = 100_000_000  # the longest header that safetensors itself takes
+JSON_BYTES = 10_000_000  # of a header or a config: 80,000 arrays; as Python's objects it may take 40 times as many
 INDEX = '.safetensors.index.json'
 PICKLES = ('.pth', '.pt', '.bin', '.pth.tar')
 KINDS = f'.npz, .safetensors, {INDEX}, .pth, .pt or .bin'
@@ -89,12 +87,14 @@ def _safetensors(path):
   with open(path, 'rb') as file:
     start = file.read(8)
     length = int.from_bytes(start, 'little')
-    if not 2 <= length <= min(size - 8, HEADER_BYTES):
+    if not 2 <= length <= min(size - 8, JSON_BYTES):
       raise _damaged(path, _looks_like(start) or f'{size} bytes, of a header that would have {length}')
     header = file.read(length)
   try:
     entries = json.loads(header.decode(), object_pairs_hook=_once)
     metadata = entries.pop('__metadata__', {})
+    if not all(isinstance(word, str) for word in metadata.values()):
+      raise ValueError('metadata that are no text')
     table = {name: _spot(name, entry) for name, entry in entries.items()}
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise _damaged(path, f'its header says {error}') from None
@@ -144,13 +144,31 @@ def _spot(name, entry):
   return shape, DTYPES[entry['dtype']], (begin, end)
 
 
+def is_shard(name):
+  """Whether what an index calls a shard is the name of a .safetensors file beside it."""
+  return isinstance(name, str) and os.path.basename(name) == name and name.endswith('.safetensors')
+
+
+def read_json(path, pairs=dict):
+  """The content of a JSON file of at most JSON_BYTES; pairs: makes an object of its (name, value) pairs.
+
+  Raises ValueError, in one line, for what is no JSON, too long or too deep, FileNotFoundError where there is none.
+  """
+  with open(path, 'rb') as file:
+    text = file.read(JSON_BYTES + 1)
+  if len(text) > JSON_BYTES:
+    raise ValueError(f'{path} has more than {JSON_BYTES:,} bytes; wanted a JSON file that is shorter.')
+  try:
+    return json.loads(text, object_pairs_hook=pairs)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path} is damaged ({error}); fetch it again.') from None
+
+
 def _sharded(path):
   try:
-    with open(path, encoding='utf-8') as file:
-      index = json.load(file, object_pairs_hook=_once)
-    where = dict(index['weight_map'])
+    where = dict(read_json(path, _once)['weight_map'])
     names = sorted(set(where.values()))
-    if any(os.path.basename(name) != name or not name.endswith('.safetensors') for name in names):
+    if not all(map(is_shard, names)):
       raise ValueError('shards that are no names of .safetensors files beside it')
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise _damaged(path, f'as an index it says {error}') from None
@@ -173,60 +191,20 @@ def _sharded(path):
   return Arrays(path, table, lambda name, *_: table[name][2][name], metadata, lend)
 
 
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)
-
-
 def _npz(path):
-  table = {}
   try:
-    with zipfile.ZipFile(path) as archive:
-      for info in archive.infolist():
-        name = info.filename.removesuffix('.npy')
-        if name in table:
-          raise ValueError(f'it holds {name} twice')
-        with archive.open(info) as file:
-          table[name] = _npy_header(file, info)
-  except _ZIP_ERRORS as error:
+    table = npz.members(path)
+  except ValueError as error:
     with open(path, 'rb') as file:
       raise _damaged(path, _looks_like(file.read(8)) or error) from None
 
-  def read(name, shape, dtype, where):
-    info, begin, given, fortran = where
+  def read(name, *spot):
     try:
-      with zipfile.ZipFile(path) as archive, archive.open(info.filename) as file:
-        flat, at = np.empty(info.file_size, np.uint8), 0
-        while chunk := file.read(1 << 20):  # the last one checks the crc of all
-          flat[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
-          at += len(chunk)
-    except _ZIP_ERRORS as error:
+      return npz.read(path, name, *spot)
+    except ValueError as error:
       raise _damaged(path, f'{name}: {error}') from None
-    if at != info.file_size:
-      raise _damaged(path, f'{name} ends after {at:,} of {info.file_size:,} bytes')
-    array = flat[begin:].view(given).reshape(shape, order='F' if fortran else 'C')
-    return array if given == dtype else array.view(dtype) if given.kind == 'V' else array.astype(dtype)
 
   return Arrays(path, table, read)
-
-
-def _npy_header(file, info):
-  """(shape, dtype, (info, where data begin, dtype as written, column-major)) of a member; nothing else is read."""
-  version = np.lib.format.read_magic(file)
-  if version not in ((1, 0), (2, 0)):
-    raise ValueError(f'{info.filename} is written in version {version} of the .npy format')
-  lib = np.lib.format
-  shape, fortran, given = (lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0)(file)
-  if given.hasobject:
-    raise ValueError(f'{info.filename} holds Python objects, which would have to be unpickled')
-  bits = given.kind == 'V' and given.itemsize == 2 and given.names is None  # how numpy writes a bfloat16
-  if given.kind not in 'biufc' and not bits:
-    raise ValueError(f'{info.filename} holds {given}, not numbers')
-  begin = file.tell()
-  if info.file_size != begin + math.prod(shape) * given.itemsize or any(n < 0 for n in shape):
-    raise ValueError(f'{info.filename} would have {given} {shape}, in {info.file_size - begin:,} bytes')
-  if info.file_size > 1100 * info.compress_size + 1100:  # deflate packs to no less than a 1032nd
-    raise ValueError(f'{info.filename} would unpack {info.compress_size:,} bytes to {info.file_size:,}')
-  dtype = np.dtype(ml_dtypes.bfloat16) if bits else given.newbyteorder('=')
-  return tuple(shape), dtype, (info, begin, given, fortran)
 
 
 def _torch(path, unsafe):
@@ -244,7 +222,7 @@ def _torch(path, unsafe):
   legacy = not zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
   try:
     given = torch.load(path, map_location='cpu', weights_only=True, mmap=not legacy)
-  except (pickle.UnpicklingError, *_ZIP_ERRORS, KeyError, AttributeError, TypeError) as error:
+  except (pickle.UnpicklingError, *npz.ERRORS, AttributeError) as error:
     reason = str(error).partition('\n')[0].partition('. ')[0]
     raise ValueError(f'torch.load does not read {path} ({type(error).__name__}: {reason}).') from None
   while isinstance(given, Mapping) and (word := next((w for w in WRAPPERS if isinstance(given.get(w), Mapping)), None)):

@@ -3,15 +3,19 @@
 import csv
 import gzip
 import json
+import math
 import os
 import pathlib
 import re
-import zipfile
+import stat
 import zlib
 
 import numpy as np
 
 from vit_jax import listing
+from vit_jax import npz as npz_lib
+
+PICTURE_BYTES = 2**30
 
 
 class Files:
@@ -27,11 +31,21 @@ class Files:
     return os.path.join(self.root, os.fsdecode(self.names[i]))
 
   def read(self, i):
-    with open(self.where(i), 'rb', buffering=0) as file:
-      return file.read(), self.labels[i]
+    return whole(self.where(i)), self.labels[i]
 
   def digest(self):
     return self.names.block.tobytes() + self.names.ends.astype('<i8').tobytes() + self.labels.astype('<i4').tobytes()
+
+
+def whole(path):
+  """The bytes of a picture's file; OSError for what is no plain file, which may have no end, and for over a GiB."""
+  with open(path, 'rb', buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    status = os.fstat(file.fileno())  # not blocking: a pipe would be waited for until somebody writes to it
+    if not stat.S_ISREG(status.st_mode):
+      raise OSError(f'{path} is no plain file')
+    if status.st_size > PICTURE_BYTES:
+      raise OSError(f'{path} has {status.st_size:,} bytes; a picture has at most {PICTURE_BYTES:,}')
+    return file.read()
 
 
 class Arrays:
@@ -105,14 +119,11 @@ def digits(_=None):
 def npz(paths):
   """{'train': x_train with y_train, ...} of an .npz as Keras keeps MNIST; `classes`, if there, names the labels."""
   [path] = paths
-  try:
-    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:  # np.load alone leaks a damaged file
-      held = {name: file[name] for name in file.files}
-  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-    raise ValueError(f'{path} is not an .npz of plain arrays: {error}') from None
-  splits = [name[2:] for name in held if name.startswith('x_') and f'y_{name[2:]}' in held]
+  there = _members(path)
+  splits = [name[2:] for name in there if name.startswith('x_') and f'y_{name[2:]}' in there]
   if not splits:
-    raise ValueError(f'{path} holds {", ".join(held) or "nothing"}; wanted x_train, y_train and x_test, y_test.')
+    raise ValueError(f'{path} holds {", ".join(there) or "nothing"}; wanted x_train, y_train and x_test, y_test.')
+  held = {name: _member(path, name, there) for name in there if name[2:] in splits or name == 'classes'}
   classes = held['classes'].tolist() if 'classes' in held else None
   return {
     split: lambda _, split=split: Arrays(held[f'x_{split}'], held[f'y_{split}'], classes, name=f'{path}[{split}]')
@@ -125,15 +136,27 @@ def unlabelled(path, split):  # -> uint8 (n, h, w[, c])
   path = pathlib.Path(path)
   if path.suffix != '.npz':
     return _idx_array(path)
-  try:
-    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:
-      splits = [name[2:] for name in file.files if name.startswith('x_')]
-      images = file[f'x_{split}'] if split in splits else None
-  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-    raise ValueError(f'{path} is not an .npz of plain arrays: {error}') from None
-  if images is None:
+  there = _members(path)
+  splits = [name[2:] for name in there if name.startswith('x_')]
+  if split not in splits:
     raise ValueError(f'{path} has no split {split!r}; it has {", ".join(splits) or "no x_train"}.')
-  return images
+  return _member(path, f'x_{split}', there)
+
+
+def _members(path):
+  """The members of an .npz, as npz.members gives them; ValueError where it is none of plain arrays."""
+  try:
+    return npz_lib.members(path, npz_lib.NUMBERS + 'U')
+  except ValueError as error:
+    raise ValueError(f'{path} is not an .npz of plain arrays: {error}') from None
+
+
+def _member(path, name, there):
+  """One array of an .npz."""
+  try:
+    return npz_lib.read(path, name, *there[name])
+  except ValueError as error:
+    raise ValueError(f'{path} is not an .npz of plain arrays: {name}: {error}') from None
 
 
 def idx(files):
@@ -151,15 +174,18 @@ def idx(files):
 
 
 def _idx_array(path):  # magic 0 0 8 ndim, big-endian sizes, bytes
+  most = os.path.getsize(path) * (1100 if path.suffix == '.gz' else 1)  # what deflate can hold
   try:
     with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
-      data = file.read()
-    shape = np.frombuffer(data, '>u4', data[3], offset=4)
-    if data[:3] != b'\0\0\x08' or len(data) != 4 + 4 * len(shape) + shape.prod(dtype=np.int64):
-      raise ValueError('its head does not fit its length')
-  except (ValueError, IndexError, EOFError, gzip.BadGzipFile) as error:
+      head = file.read(4)
+      shape = np.frombuffer(file.read(4 * head[3]), '>u4').tolist()
+      size = math.prod(shape)
+      data = file.read(size + 1) if len(shape) == head[3] < 5 and size <= most else b''
+      if head[:3] != b'\0\0\x08' or len(data) != size:
+        raise ValueError('its head does not fit its length')
+  except (ValueError, IndexError, EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise ValueError(f'{path} is not a whole IDX file of bytes: {error}') from None
-  return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+  return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def table(paths):
@@ -173,10 +199,12 @@ def table(paths):
       rows = list((_csv_rows if path.suffix.lower() == '.csv' else _json_rows)(file, path))
     except UnicodeDecodeError as error:
       raise ValueError(f'{path} is not UTF-8 text: {error}') from None
+    except csv.Error as error:
+      raise ValueError(f'{path} is no table: {error}') from None
   if not rows:
     raise ValueError(f'{path} names no pictures.')
   line, first, *_ = rows[0]
-  if not (path.parent / first).exists():
+  if not os.path.exists(path.parent / first):  # pathlib's own raises for a name that is too long
     raise FileNotFoundError(f'{path}:{line}: there is no {path.parent / first}; paths are relative to {path.parent}.')
   several = any(isinstance(label, list) for *_, label, _ in rows)
   if several:
@@ -232,7 +260,7 @@ def _json_rows(file, path):
       row = json.loads(text)
       column = 'labels' if 'labels' in row else 'label'
       picture, label = row['path'], row[column]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
       raise ValueError(f'{path}:{line}: wanted an object like {{"path": "cat/1.jpg", "label": "cat"}}.') from None
     label = _parted(label, column) if isinstance(label, str) else label
     yield _checked(path, line, picture, label, row.get('split', 'all'))

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     'bench', 'card', 'commands', 'config', 'console', 'hub', 'models', 'models/vit', 'pretrained', 'sources',
   },
   'share': {'', 'bench', 'card', 'commands', 'console', 'exports', 'hub', 'models', 'pretrained', 'watch', 'weights'},
-  'card': {'checkpoint', 'watch'},
+  'card': {'checkpoint', 'formats', 'watch'},
   'main': {'config', 'guard', 'hosts', 'jobs', 'memory', 'watch'},
   'hosts': {'guard'},
   'jobs': {
@@ -93,7 +93,7 @@ MAY_IMPORT = {
   'data': {'order', 'sources', 'transforms'},
   'order': set(),
   'sources': {'archives', 'listing', 'records', 'tables'},
-  'archives': {'listing', 'records'},
+  'archives': {'listing', 'npz', 'records', 'tables'},
   'records': {'listing'},
   'tables': {'listing', 'npz'},
   'listing': set(),
@@ -110,7 +110,7 @@ MAY_IMPORT = {
   'convert_timm': {'convert', 'models', 'models/vit'},
   'checkpoint': {'diskfull', 'folders', 'items', 'seal'},
   'folders': {'items', 'seal'},
-  'items': {'seal'},
+  'items': {'npz', 'seal'},
   'seal': set(),
   'diskfull': set(),
   'exports': {

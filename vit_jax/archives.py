@@ -5,6 +5,7 @@ or hold class folders, or a tar for each class as ImageNet's do.
 """
 
 import collections
+import contextlib
 import json
 import os
 import re
@@ -13,11 +14,14 @@ import threading
 
 import numpy as np
 
-from vit_jax import listing, records
+from vit_jax import listing, npz, records, tables
 
 IMAGE, LABEL = ('image', 'img', 'picture'), ('label', 'labels', 'fine_label', 'cls', 'class', 'target')
 SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'val': 'val', 'validation': 'val', 'valid': 'val'}
 CACHED_BYTES = 2**30  # of decoded parquet row groups
+DEPTH = 2  # of tars in tars
+ROWS = 8  # of parquet that are decoded at once
+PAGES = 2**26  # bytes that a small parquet file may unpack to: pictures are packed already
 
 
 def _by_split(paths):
@@ -143,22 +147,28 @@ class Tar:
 def _members(path):
   """(name, offset, size) of each file in a tar file; those of a tar in it as OUTER.tar/name."""
 
-  def walk(tar, prefix, start):
+  def walk(tar, prefix, start, depth):
+    at = -1
     while (member := tar.next()) is not None:
+      if member.offset_data <= at or member.size < 0 or depth > DEPTH:
+        raise tarfile.ReadError(f'{member.name!r} leads back, or too deep')
       tar.members.clear()  # it keeps every member it ever saw
-      name = f'{prefix}{member.name.removeprefix("./")}'
-      if member.isreg() and not name.rpartition('/')[2].startswith('.'):
+      at, name = member.offset_data, f'{prefix}{member.name.removeprefix("./")}'
+      if name.startswith('/') or '..' in name.split('/'):
+        raise tarfile.ReadError(f'{name!r} would lie outside of it')
+      if member.isreg() and not member.issparse() and not name.rpartition('/')[2].startswith('.'):
         if name.endswith('.tar'):
           with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner:
-            yield from walk(inner, f'{name}/', start + member.offset_data)
+            yield from walk(inner, f'{name}/', start + member.offset_data, depth + 1)
         else:
           yield name, start + member.offset_data, member.size
 
   try:
     with tarfile.open(path, 'r:') as tar:
-      yield from walk(tar, '', 0)
-  except tarfile.TarError as error:
-    raise ValueError(f'{path} is not a whole, uncompressed tar file: {error}') from None
+      yield from walk(tar, '', 0, 0)
+  except (tarfile.TarError, ValueError, OSError, MemoryError, OverflowError) as error:  # of sizes that nothing has
+    reason = str(error) or type(error).__name__
+    raise ValueError(f'{path} is not a whole, uncompressed tar file: {reason}') from None
 
 
 def _mark(data, kind, where):
@@ -167,8 +177,40 @@ def _mark(data, kind, where):
     text = data.decode().strip()
     found = json.loads(text) if kind == 'json' else {'label': text}
     return str(found['label'] if 'label' in found else found['cls'])
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, RecursionError):
     raise ValueError(f'{where} holds no label; wanted a class in .cls, or {{"label": ...}} in .json.') from None
+
+
+@contextlib.contextmanager
+def _whole(path):
+  """Has what pyarrow raises for a damaged file become a ValueError of one line."""
+  try:
+    yield
+  except (ValueError, NotImplementedError, MemoryError, OSError) as error:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    raise ValueError(reason if str(path) in reason else f'{path} is not a whole parquet file: {reason}') from None
+
+
+def _cells(path, meta, column, groups=None):
+  """The array of a column, of some row groups or all; ValueError for rows that cannot be in a file of its size.
+
+  A value that a page says once may stand in any number of rows, so what is decoded is counted on the way.
+  """
+  import pyarrow.parquet
+
+  size = os.path.getsize(path)
+  unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+  if meta.num_rows > size or npz.bursts(size, unpacked, PAGES):
+    raise ValueError(f'it would hold {meta.num_rows:,} rows, or unpack beyond all measure, in {size:,} bytes')
+  parts, total = [], 0
+  with pyarrow.parquet.ParquetFile(path, metadata=meta) as opened:
+    for batch in opened.iter_batches(ROWS, row_groups=groups, columns=[column]):
+      parts.append(batch.column(0))
+      total += batch.nbytes
+      if npz.bursts(size, total):
+        raise ValueError(f'its {column} column unpacks to more than {total:,} bytes, out of {size:,}')
+    kind = opened.schema_arrow.field(column).type
+  return pyarrow.chunked_array(parts, kind).combine_chunks()
 
 
 class Parquet:
@@ -182,15 +224,16 @@ class Parquet:
 
   def __init__(self, paths):
     parquet = records.need('pyarrow.parquet', 'parquet files')
-    self.paths, self._metas = paths, []
+    self.paths, self._metas, values = paths, [], []
     for path in paths:
-      try:
+      with _whole(path):
         self._metas.append(parquet.read_metadata(path))
-      except ValueError as error:  # pyarrow's ArrowInvalid is one
-        raise ValueError(f'{path} is not a whole parquet file: {str(error).splitlines()[0]}') from None
-    schema = parquet.read_schema(paths[0])
+    with _whole(paths[0]):
+      schema = parquet.read_schema(paths[0])
     self._image, label = (self._column(schema, names) for names in (IMAGE, LABEL))
-    values = [value for path in paths for value in parquet.read_table(path, columns=[label])[label].to_pylist()]
+    for path, meta in zip(paths, self._metas):
+      with _whole(path):
+        values += _cells(path, meta, label).to_pylist()
     self.labels, self.classes = self._numbered(values, schema, label)
     groups = [
       (file, group, meta.row_group(group).num_rows)
@@ -210,11 +253,15 @@ class Parquet:
   def _numbered(self, values, schema, label):
     if None in values:
       raise ValueError(f'{self.paths[0]}: column {label!r} has rows without a label.')
-    hub = json.loads((schema.metadata or {}).get(b'huggingface', b'{}')).get('info', {}).get('features', {})
-    classes = hub.get(label, {}).get('names')
-    if not classes:
-      return listing.number(values)
-    return np.array(values, np.int32), list(classes)
+    try:
+      hub = json.loads((schema.metadata or {}).get(b'huggingface', b'{}')).get('info', {}).get('features', {})
+      classes = list(hub.get(label, {}).get('names') or [])
+      fits = not classes or min(values) >= -1 and max(values) < len(classes)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+      raise ValueError(f'{self.paths[0]} has metadata of no data set: {error}') from None
+    if not fits:
+      raise ValueError(f'{self.paths[0]}: labels go to {max(values)}, and there are {len(classes)} classes.')
+    return (np.array(values, np.int32), classes) if classes else listing.number(values)
 
   def __len__(self):
     return int(self._ends[-1]) if len(self._ends) else 0
@@ -234,21 +281,21 @@ class Parquet:
         column = self._decode(group)
     value = column[i - (int(self._ends[group - 1]) if group else 0)].as_py()
     if isinstance(value, dict) and value.get('bytes') is None and value.get('path'):
-      path = self.paths[self._groups[group][0]].parent / value['path']
-      return path.read_bytes(), self.labels[i]
+      folder = self.paths[self._groups[group][0]].absolute().parent
+      path = os.path.normpath(folder / value['path'])
+      if not path.startswith(f'{folder}{os.sep}'):
+        raise OSError(f'{self.where(i)} names {value["path"]}, which does not lie beside the file')
+      return tables.whole(path), self.labels[i]
     value = value['bytes'] if isinstance(value, dict) else value
     if not isinstance(value, bytes):
       raise OSError(f'{self.where(i)} holds no picture')
     return value, self.labels[i]
 
   def _decode(self, group):
-    import pyarrow.parquet
-
     file, inner = self._groups[group]
     try:
-      with pyarrow.parquet.ParquetFile(self.paths[file], metadata=self._metas[file]) as opened:
-        column = opened.read_row_group(inner, columns=[self._image])[self._image].combine_chunks()
-    except (pyarrow.ArrowException, OSError) as error:
+      column = _cells(self.paths[file], self._metas[file], self._image, [inner])
+    except (ValueError, NotImplementedError, MemoryError, OSError) as error:  # pyarrow's exceptions are these too
       raise OSError(f'{self.paths[file]}: row group {inner} cannot be read: {error}') from error
     with self._lock:
       self._kept[group] = column

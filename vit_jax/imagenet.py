@@ -59,7 +59,7 @@ def accepted(path, source, described):
   path = pathlib.Path(path).expanduser()
   try:
     lists = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is no JSON file: {error}') from None
   whole = lambda one: isinstance(one, int) and not isinstance(one, bool)
   if not isinstance(lists, list) or not all(isinstance(one, list) and all(map(whole, one)) for one in lists):

@@ -219,9 +219,12 @@ def read_mapping(file, names, classes):  # names: [bytes] -> int32 (n,)
   order and needs meta.mat or map_clsloc.txt beside it.
   """
   place, labels = {name: i for i, name in enumerate(classes)}, {}
-  with open(file, encoding='utf-8-sig', newline='') as lines:
-    split = csv.reader(lines) if file.suffix.lower() == '.csv' else map(str.split, lines)
-    rows = [(number, row) for number, row in enumerate(split, 1) if row]
+  try:
+    with open(file, encoding='utf-8-sig', newline='') as lines:
+      split = csv.reader(lines) if file.suffix.lower() == '.csv' else map(str.split, lines)
+      rows = [(number, row) for number, row in enumerate(split, 1) if row]
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise ValueError(f'{file} is no text with lines `NAME LABEL`: {error}') from None
   if rows and len(rows[0][1]) == 1:
     return _one_a_line(file, rows, names, place)
   for line, row in rows:
@@ -267,8 +270,11 @@ def _ilsvrc_order(file):
   if (table := file.with_name('meta.mat')).exists():
     from scipy.io import loadmat
 
-    synsets = loadmat(table, squeeze_me=True)['synsets']
-    return {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in synsets}
+    try:
+      synsets = loadmat(table, squeeze_me=True)['synsets']
+      return {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in synsets}
+    except Exception as error:  # what a parser raises for damaged bytes is not documented
+      raise ValueError(f'{table} is not that of the development kit ({type(error).__name__}: {error}).') from None
   raise ValueError(
     f'{file} counts classes in ILSVRC order, which is not that of sorted wnids; put meta.mat or '
     f'map_clsloc.txt of the development kit beside it, or a file with lines `NAME WNID`.'

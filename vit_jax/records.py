@@ -31,8 +31,10 @@ def need(module, what):
 def span(path, offset, size):
   """Bytes of a part of a file; opened for each call, so that threads share nothing and 1,000 shards fit any limit."""
   with open(path, 'rb', buffering=0) as file:
-    file.seek(offset)
-    data = file.read(size)
+    data = b''
+    if 0 <= size <= os.fstat(file.fileno()).st_size - offset:  # before memory is taken
+      file.seek(offset)
+      data = file.read(size)
   if len(data) != size:
     raise OSError(f'{path} ends within the {size} bytes from {offset}')
   return data
@@ -91,11 +93,39 @@ def _version(folder, config, version, name):
 def prepared(folder, name):
   """The splits of a folder with tfds' dataset_info.json and features.json."""
   tfds = need('tensorflow_datasets', 'data that tfds prepared')
+  _check_features(pathlib.Path(folder) / 'features.json')
   try:
     builder = tfds.builder_from_directory(folder)
-  except (OSError, ValueError, KeyError) as error:
-    raise ValueError(f'{folder} is not a prepared tfds data set: {str(error).strip().splitlines()[0]}') from None
+    paths = [path for split in builder.info.splits.values() for path in split.filepaths]
+  except Exception as error:  # what the library raises is not documented
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise ValueError(f'{folder} is not a prepared tfds data set: {reason}') from None
+  outside = [path for path in paths if pathlib.Path(os.path.normpath(path)).parent != pathlib.Path(folder)]
+  if outside:
+    raise ValueError(f'{folder} is not a prepared tfds data set: it names {outside[0]}, which is not in it')
   return Prepared({split: lambda _, split=split: Examples(builder, split, name) for split in builder.info.splits})
+
+
+def _check_features(path):
+  """Raises ValueError for features of classes that are not tfds' own: it would import whatever module is named."""
+  try:
+    names = list(_classes(json.loads(path.read_bytes())))
+  except (ValueError, RecursionError, OSError) as error:
+    raise ValueError(f'{path} is damaged ({error}); copy or prepare the data again.') from None
+  for name in names:
+    if '.' in name and not name.startswith('tensorflow_datasets.core.features.'):
+      raise ValueError(f'{path} names {name}, a program that tfds would run; prepare the data with features of tfds.')
+
+
+def _classes(value):
+  """The names of classes in the content of a features.json, also in the JSON texts that it holds."""
+  if isinstance(value, str) and value.lstrip()[:1] in ('{', '['):
+    yield from _classes(json.loads(value))
+  elif isinstance(value, dict):
+    named = (value.get(key) for key in ('pythonClassName', 'python_class_name', 'type'))
+    yield from (name for name in named if isinstance(name, str))
+  for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    yield from _classes(inner)
 
 
 class Examples:

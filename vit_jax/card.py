@@ -12,7 +12,7 @@ import os
 import re
 import textwrap
 
-from vit_jax import checkpoint, watch
+from vit_jax import checkpoint, formats, watch
 
 # Licences that the hub knows by these words; any other is 'other' with a name.
 LICENCES = (
@@ -49,7 +49,7 @@ def record(path):
   """
   folder = checkpoint.find(path)[0]
   said = folder.parent.parent / 'run.json'
-  run = json.loads(said.read_text()) if said.exists() else {}
+  run = formats.read_json(said) if said.exists() else {}
   config = run['config'] if run else {}
   return {'run': run, 'config': config, 'step': int(folder.name), 'rows': watch.rows(said.with_name('metrics.jsonl'))}
 

@@ -117,7 +117,9 @@ def _near(shapes):
 
 def _fits(shapes, ignored):
   """Names of all rows that a file of {key: shape} fits."""
-  near = _near(shapes) or [name for name in models.list_models() if 'bit' in name.split('_')]
+  near = _near(shapes)
+  if 'stem.conv.weight' in shapes:
+    near += [name for name in models.list_models() if 'bit' in name.split('_')]
   return [name for name in near if not fitted(name, {}, shapes, ignored)[1]]
 
 

@@ -227,6 +227,7 @@ def _of_weights(opened):
   described = opened.described
   if described['name'] is None:
     raise ValueError(f'{opened.path} holds a model that was changed in Python; only its weights are here.')
+  opened.converted()  # refuses what is not as it is described
   rows = {'weights': f'{described["weights"]}: {opened.path}'}
   if described.get('classes'):
     classes = f'{len(described["classes"])}: {", ".join(described["classes"])}'

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import hashlib
 import http.client
-import json
+import math
 import os
 import pathlib
 import re
@@ -29,6 +29,7 @@ ATTEMPTS = 5  # in a row that bring less than PROGRESS
 PROGRESS = 1 << 20
 PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
 CHUNK = 1 << 20
+TEXTS = ('.json', '.md')  # of which no honest one is large
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -166,7 +167,7 @@ def _download(url, part, path, sha256, size, token):
 
 def _receive(answer, part, start, total, name):
   """Appends what an answer brings to the part; -> the sha256 of the whole."""
-  digest = hashlib.sha256()
+  digest, most = hashlib.sha256(), formats.JSON_BYTES if name.endswith(TEXTS) else math.inf
   part.seek(0)
   while block := part.read(CHUNK):
     digest.update(block)
@@ -179,6 +180,9 @@ def _receive(answer, part, start, total, name):
       digest.update(block)
       at += len(block)
       advance(len(block))
+      if at > most:
+        _discard(part)
+        raise Unavailable(f'{name} goes on after {most:,} bytes; it was removed')
   if total is not None and at != total:
     raise _Interrupted(f'cut off after {at:,} of {total:,} bytes')
   return digest.hexdigest()
@@ -265,7 +269,7 @@ def _structure(part, name):
     if name.endswith(('.npz', '.safetensors')):
       formats.open_arrays(part, name=name)
     elif name.endswith('.json'):
-      json.loads(pathlib.Path(part).read_text(encoding='utf-8'))
+      formats.read_json(part)
   except ValueError as error:
     return f'is no {name.rpartition(".")[2]} ({str(error).replace(part, name)})'
   return None

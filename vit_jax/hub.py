@@ -9,9 +9,9 @@ A file lies in the cache as hub/OWNER/NAME/REVISION/FILE or HOST/PATH, and only 
 """
 
 import contextlib
-import json
 import os
 import pathlib
+import re
 import tempfile
 import urllib.parse
 
@@ -159,7 +159,11 @@ def commit(repo, revision='main'):
       raise ValueError(f'{page} does not exist (404), or it has no revision {revision!r}.') from None
     except download.Unavailable as error:
       raise ValueError(str(error).replace(address, page)) from None
-    return json.loads(answer.read_text())['sha']
+    said = formats.read_json(answer)
+  found = said.get('sha') if isinstance(said, dict) else None
+  if not isinstance(found, str) or not re.fullmatch('[0-9a-f]{7,64}', found):  # it becomes the name of a folder
+    raise ValueError(f'{page} does not say its commit but {said!r:.60}; name one by --revision.')
+  return found
 
 
 def cache():
@@ -199,11 +203,21 @@ def _weights(repo, revision, unsafe):
       if not unsafe:
         raise download.Missing(f'{missing} (unsafe=True, --unsafe, would try its {PICKLE})') from None
       return download.fetch(_address(repo, revision, PICKLE), at / PICKLE, token=token())
-  for shard in sorted(set(json.loads(waiting.read_text())['weight_map'].values())):
-    if os.path.basename(shard) != shard:
-      raise download.Unavailable(f'{repo} has an index that names {shard!r}, which is no file beside it')
+  for shard in _shards(waiting, repo):
     download.fetch(_address(repo, revision, shard), at / shard, token=token())
   return waiting.rename(at / INDEX)
+
+
+def _shards(index, repo):
+  """The names of the shards in an index; Unavailable for one that would not lie beside it, or is no shard."""
+  try:
+    names = set(formats.read_json(index)['weight_map'].values())
+  except (ValueError, TypeError, LookupError, AttributeError):
+    raise download.Unavailable(f'{repo} has an index that is none of shards') from None
+  for name in names:
+    if not formats.is_shard(name):
+      raise download.Unavailable(f'{repo} has an index that names {name!r}, which is no .safetensors beside it')
+  return sorted(names)
 
 
 def _chosen(name, folder):

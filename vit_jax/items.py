@@ -5,11 +5,12 @@ FOLDER/info/metadata       JSON {'info': the caller's, 'score': float or null, '
 """
 
 import json
+import math
 
 import jax
 import numpy as np
 
-from vit_jax import seal
+from vit_jax import npz, seal
 
 
 def arguments(arrays, info, score):
@@ -47,6 +48,7 @@ def read(folder, names):
   trees = {}
   for name in names:
     saved = _saved(folder, name)
+    _check_size(folder / name, saved)
     args = _nest({path: ocp.RestoreArgs(restore_type=np.ndarray) for path in saved})
     trees[name] = _read(folder / name, args) if saved else {}
   return trees
@@ -88,6 +90,14 @@ def _saved(folder, name):
     there = sorted({one.name for one in folder.iterdir() if one.is_dir()} - {'info'} | set(empty))
     raise ValueError(f'{folder} has no {name!r}; it has {", ".join(there)}.')
   return {}
+
+
+def _check_size(folder, saved):
+  """Raises ValueError for arrays that cannot lie in a folder of its size: what nobody wrote would be read as zeros."""
+  there = sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
+  wanted = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in saved.values())
+  if npz.bursts(there, wanted):
+    raise ValueError(f'{folder} is of {there:,} bytes, and would hold arrays of {wanted:,}.')
 
 
 def _check(folder, like):

@@ -176,7 +176,7 @@ def _step(line):
   try:
     row = json.loads(line)
     return row.get('step', row.get('resumed', 0)) if line.endswith('\n') else float('inf')
-  except (ValueError, AttributeError):
+  except (ValueError, AttributeError, RecursionError):
     return float('inf')
 
 

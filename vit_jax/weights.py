@@ -5,6 +5,7 @@ allowed, .pth: each says what it holds by a file beside it, by its shapes, or no
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import functools
 import json
@@ -28,6 +29,7 @@ from vit_jax import (
   tuning,
 )
 
+SIDE = 4096  # pixels of a picture that a file may ask for
 FORMAT = 1  # of model.json; a larger one cannot be read by this version
 FILES = ('.npz', '.safetensors', '.safetensors.index.json', '.pth', '.pt', '.bin')
 # What PyTorch keeps beside its weights and no output depends on, or what was of use in pre-training only.
@@ -55,12 +57,14 @@ class Weights:
   @functools.cached_property
   def model(self):
     """The model of the file, shapes in place of arrays."""
-    return self.built or models.abstract(self.described['name'], **self.described['architecture'])
+    with _sane(self.path):
+      return self.built or models.abstract(self.described['name'], **self.described['architecture'])
 
   def converted(self):
     """{path of ours: array} of the whole file, strictly: ValueError that lists all that is not as described."""
-    entries = self.entries(self.model)
-    lines = convert.differences(entries, self.arrays.shapes, self.ignored)
+    with _sane(self.path):
+      entries = self.entries(self.model)
+      lines = convert.differences(entries, self.arrays.shapes, self.ignored)
     if lines:
       raise ValueError(
         f'{self.path} does not fit {self.described["name"]} ({len(lines)} differences); it looks like '
@@ -78,6 +82,14 @@ def open_weights(path, *, arch=None, overrides=None, numerics=None, unsafe=False
   Raises ValueError or FileNotFoundError in one line: no such path, damaged, or not known what it is.
   """
   path = pathlib.Path(path).expanduser().absolute()
+  with _sane(path):
+    found = _open(path, arch, overrides, numerics, unsafe)
+    _check(found.described)
+  return found
+
+
+def _open(path, arch, overrides, numerics, unsafe):
+  """The Weights of open_weights, whose description may still be nonsense."""
   if numerics not in (None, 'google', 'timm'):
     raise ValueError(f"numerics is {numerics!r}; choose 'google' (as the file was trained) or 'timm' (as timm does).")
   if path.is_dir() and not (path / 'config.json').exists() and _single(path) is None:
@@ -103,6 +115,39 @@ def open_weights(path, *, arch=None, overrides=None, numerics=None, unsafe=False
   return _ours(file, _timm(file, arrays, config, arch, overrides))
 
 
+@contextlib.contextmanager
+def _sane(path):
+  """Has what a nonsensical description leads to, far below, become a ValueError of one line."""
+  try:
+    yield
+  except FileNotFoundError:
+    raise
+  except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+    reason = (str(error).strip() or 'it says nothing').splitlines()[0]
+    if isinstance(error, ValueError) and (reason.endswith('.') or str(path) in reason):  # ours, and no library's words
+      raise ValueError(reason) from error
+    raise ValueError(f'{path} describes no model ({type(error).__name__}: {reason}).') from error
+
+
+def _check(described):
+  """Raises ValueError for a description that says something else than names, rows and lists."""
+  words = lambda value: value is None or isinstance(value, list) and all(isinstance(word, str) for word in value)
+  if described['name'] is not None:
+    models.canonical(described['name'])
+  if not (described['name'] is None or isinstance(described['architecture'], dict)):
+    raise ValueError(f'architecture is {described["architecture"]!r:.80}; wanted the arguments of a model.')
+  for key in ('classes', 'ids'):
+    if not words(described.get(key)):
+      raise ValueError(f'{key} are {described[key]!r:.80}; wanted a list of names.')
+  row = described.get('preprocessing')
+  if row is not None:
+    size, colours = row['size'], [*row['mean'], *row['std']]
+    if not (len(size) == 2 and all(type(n) is int and 0 < n <= SIDE for n in size)):
+      raise ValueError(f'Pictures of size {size!r:.80} are wanted by it; at most {SIDE} pixels a side can be.')
+    if not (len(colours) == 6 and all(isinstance(value, (int, float)) for value in colours)):
+      raise ValueError(f'mean and std are {colours!r:.80}; wanted three numbers each.')
+
+
 def _ours(file, found):
   """The Weights of a file, described by the model.json that `vit_jax hub push` put beside it, where there is one."""
   described = _said(file.parent / 'model.json')
@@ -124,11 +169,12 @@ def _single(folder):
 
 def _json(path):
   try:
-    return json.loads(path.read_text())
+    found = formats.read_json(path)
   except FileNotFoundError:
     return {}
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f'{path} is damaged ({error}); fetch it again.') from None
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} holds no object but {found!r:.40}; fetch it again.')
+  return found
 
 
 def describe_run(folder):
@@ -256,7 +302,7 @@ def _value(text):
   """What a safetensors metadata string holds: JSON where it is, else the text."""
   try:
     return json.loads(text)
-  except json.JSONDecodeError:
+  except (ValueError, RecursionError):
     return text
 
 

@@ -23,6 +23,8 @@ VARIANTS = {
 ALIASES = {**vit_variants.ALIASES, **mae.ALIASES, **mixer.ALIASES, **resnet.ALIASES, **hybrid.ALIASES}
 # Keyword arguments that say how a model is computed, not what it is: the same weights serve all their values.
 EXECUTION = ('scan', 'remat', 'attention')
+# What a description may ask for, which may be a stranger's: no published model comes near.
+DEPTHS, LAYERS, NUMBER = ('depth', 'num_blocks', 'decoder_depth', 'layers'), 1000, 10**8
 
 
 def list_models(pattern='*'):
@@ -32,7 +34,7 @@ def list_models(pattern='*'):
 
 def is_name(name):
   """Whether `name` is an architecture's canonical name or alias."""
-  return name in VARIANTS or name in ALIASES
+  return isinstance(name, str) and (name in VARIANTS or name in ALIASES)
 
 
 def canonical(name):
@@ -74,11 +76,14 @@ def nearest(cls, made):
 def architecture(name, **overrides):
   """Every architecture argument of a model by name, as plain values: the class's defaults, the row's, the overrides.
 
-  Raises ValueError for an argument the class does not take, with the nearest that it does.
+  Raises ValueError for an argument the class does not take, with the nearest that it does, and for absurd numbers.
   """
   cls, row = variant(name)
   known = arguments(cls)
-  for key in overrides:
+  for key, value in overrides.items():
+    numbers = [n for n in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(n, int)]
+    if sum(numbers) > (LAYERS if key in DEPTHS else NUMBER):
+      raise ValueError(f'{key}={value} is more than any model has; at most {LAYERS if key in DEPTHS else NUMBER:,}.')
     if key not in known:
       near = difflib.get_close_matches(key, known, 1)
       raise ValueError(

@@ -41,15 +41,16 @@ def cause(error):
 
 def text(count):
   """'1.23 GB' of a number of bytes."""
-  power = 3 if count >= 999.5e6 else 2 if count >= 999.5e3 else 1
-  return f'{count / 1000**power:.3g} {("kB", "MB", "GB")[power - 1]}'
+  power = next((power for power in (1, 2, 3) if count < 999.5 * 1000**power), 4)
+  return f'{count / 1000**power:.3g} {"kMGT"[power - 1]}B'
 
 
 @functools.cache
 def quiet():
-  """From now on hides what orbax and tensorstore print of a full disk beside raising it: 70 lines for each array.
+  """From now on hides what orbax and tensorstore print of a save that failed, beside raising it: 70 lines an array.
 
-  They go on to print when the save has long failed, so there is no end to it; all else is shown as before.
+  They go on to print when it has long failed and its folder NAME.saving is gone, so there is no end to it. All else is
+  shown as before.
   """
   before = sys.unraisablehook
 
@@ -57,5 +58,10 @@ def quiet():
     if str(unraisable.exc_value) != 'Event loop is closed':
       before(unraisable)
 
+  def shown(record):
+    error = record.exc_info[1] if record.exc_info else None
+    ours = '.saving' in record.getMessage() or '.saving' in str(error) or cause(error)
+    return record.levelno < logging.WARNING or not ours
+
   sys.unraisablehook = hook
-  logging.getLogger('absl').addFilter(lambda record: not (record.exc_info and cause(record.exc_info[1])))
+  logging.getLogger('absl').addFilter(shown)

@@ -2,8 +2,8 @@
 
 Each try saves steps on a small file system of its own (a tmpfs; needs root, says so and exits with 0 elsewhere), which
 another thread fills at a random moment of the third save, wholly or but for a few blocks. The save then is complete or
-raises DiskFull with one line; all steps before it are whole and come back bit for bit, nothing else is in the folder,
-the next save says before it writes anything that it has no room, and once there is room again one works.
+raises DiskFull with one line and logs nothing; all steps before it are whole and come back bit for bit, nothing else is
+in the folder, the next save says before it writes anything that it has no room, and once there is room one works.
 Each of --runs is `vit_jax train` in a process of its own on such a disk: it ends with exit code 1 and one line, or is
 done, and the same command finishes once there is room. The last line printed is the figure.
 """
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -99,6 +100,9 @@ def attempt(seed, number, disk):
   left = int(rng.choice([0, rng.integers(1 << 20)]))
   filler = threading.Thread(target=lambda: (time.sleep(moment), fill(disk / 'filler', left)))
   filler.start()
+  log = logging.StreamHandler(said)
+  log.setLevel(logging.WARNING)
+  logging.getLogger().addHandler(log)
   with contextlib.redirect_stderr(said):
     third = saved(keep, 3)
   filler.join()
@@ -111,13 +115,14 @@ def attempt(seed, number, disk):
   early = items.size(arrays(4)) > room
   wrong += [] if early == (' needs ' in fourth) and '\n' not in third + fourth else [f'said {third!r}, {fourth!r}']
   wrong += sound(keep)
-  wrong += [f'on stderr: {said.getvalue()}'] if said.getvalue() else []
   (disk / 'filler').unlink()
   wrong += [f'no room for step 5: {line}' for line in (saved(keep, 5),) if line]
   keep.close()
   again = checkpoint.Checkpoints(disk / 'run', last=2, best=0)
   wrong += sound(again) + ([] if again.latest() == 5 else [f'{again.latest()} is the newest, not 5'])
   again.close()
+  logging.getLogger().removeHandler(log)
+  wrong += [f'on stderr: {said.getvalue()}'] if said.getvalue() else []
   return {'seed': seed, 'number': number, 'how': how, 'line': third, 'verdict': '; '.join(wrong)}
 
 

@@ -54,8 +54,9 @@ def test_sizes_have_three_digits():
 def test_only_the_noise_of_a_failed_save_is_hidden(caplog, monkeypatch):
   shown = []
   monkeypatch.setattr(sys, 'unraisablehook', shown.append)
-  logger = logging.getLogger('absl')
-  monkeypatch.setattr(logger, 'filters', [])
+  logger, asyncio = logging.getLogger('absl'), logging.getLogger('asyncio')
+  for one in (logger, asyncio):
+    monkeypatch.setattr(one, 'filters', [])
   diskfull.quiet.cache_clear()
   diskfull.quiet()
   diskfull.quiet()
@@ -68,6 +69,7 @@ def test_only_the_noise_of_a_failed_save_is_hidden(caplog, monkeypatch):
     logger.warning('Metadata file does not exist: checkpoints/4.saving.orbax-checkpoint-tmp/_METADATA')
     logger.warning('something else')
     logger.info('Saving to 4.saving')
+    asyncio.error('Task exception was never retrieved', exc_info=full)
   assert [record.getMessage() for record in caplog.records] == [
     'run() raised an exception', 'something else', 'Saving to 4.saving'
   ]  # fmt: skip

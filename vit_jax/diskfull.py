@@ -64,4 +64,5 @@ def quiet():
     return record.levelno < logging.WARNING or not ours
 
   sys.unraisablehook = hook
-  logging.getLogger('absl').addFilter(shown)
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(shown)

@@ -191,18 +191,22 @@ def _whole(path):
     raise ValueError(reason if str(path) in reason else f'{path} is not a whole parquet file: {reason}') from None
 
 
+def _check_size(path, meta):
+  """Raises ValueError for metadata of more than can be in a file of its size."""
+  size = os.path.getsize(path)
+  unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+  if meta.num_rows > size or npz.bursts(size, unpacked, PAGES):
+    raise ValueError(f'it would hold {meta.num_rows:,} rows, or unpack beyond all measure, in {size:,} bytes')
+
+
 def _cells(path, meta, column, groups=None):
-  """The array of a column, of some row groups or all; ValueError for rows that cannot be in a file of its size.
+  """The array of a column, of some row groups or all; ValueError for more than can be in a file of its size.
 
   A value that a page says once may stand in any number of rows, so what is decoded is counted on the way.
   """
   import pyarrow.parquet
 
-  size = os.path.getsize(path)
-  unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-  if meta.num_rows > size or npz.bursts(size, unpacked, PAGES):
-    raise ValueError(f'it would hold {meta.num_rows:,} rows, or unpack beyond all measure, in {size:,} bytes')
-  parts, total = [], 0
+  size, parts, total = os.path.getsize(path), [], 0
   with pyarrow.parquet.ParquetFile(path, metadata=meta) as opened:
     for batch in opened.iter_batches(ROWS, row_groups=groups, columns=[column]):
       parts.append(batch.column(0))
@@ -228,6 +232,7 @@ class Parquet:
     for path in paths:
       with _whole(path):
         self._metas.append(parquet.read_metadata(path))
+        _check_size(path, self._metas[-1])
     with _whole(paths[0]):
       schema = parquet.read_schema(paths[0])
     self._image, label = (self._column(schema, names) for names in (IMAGE, LABEL))

@@ -2,9 +2,9 @@
 
   python tests/reliability/signals.py --signals=50 [--work=FOLDER] [--seed=0]
 
-A tiny ViT learns photographs that take longer to be decoded than to be learnt, and gets one signal in each of its lives,
-in turn while it starts, compiles, trains, evaluates and waits for data. Measured are: the exit code (128 + the number of
-the signal); the step that was saved, at most one after the last that was logged when the signal was sent; how long the
+A tiny ViT learns photographs that take longer to be decoded than to be learnt. It gets one signal in each life, in turn
+while it starts, compiles, trains, evaluates and waits for data. Measured are: the exit code (128 + the number of the
+signal); the step that was saved, at most one after the last that was logged when the signal was sent; how long the
 process took to end; and every loss against the run that nobody disturbed, in every bit. In every tenth life a second
 SIGINT follows, and the process must end at once. FOLDER/signals.jsonl has a line for each, so a proof that was stopped
 goes on. The last line printed is the figure.
@@ -84,27 +84,33 @@ def live(number, work, data, reference, cache, rng):
   )
   try:
     moment(life, phase, before, rng)
-    first = max(lives.losses(workdir)[0], default=0)
+    first = logged(workdir, sessions)
     begun, there = time.monotonic(), life.send(word)
     if twice:
       time.sleep(0.05)
       life.send(word)
-    last = max(lives.losses(workdir)[0], default=0)  # the signal came while this was the last step, or the one before
+    last = logged(workdir, sessions)  # the signal came when this was the last step, or `first`, or one between
     code = life.ended()
   finally:
     life.send(signal.SIGKILL)
     life.ended()
   seconds = time.monotonic() - begun
   found, resumed, _ = lives.losses(workdir)
-  saved, trained = newest(workdir), any(step > kept for step in found)
+  saved = newest(workdir)
   return {
     'phase': phase, 'signal': int(word), 'twice': twice, 'code': code, 'there': there, 'seconds': round(seconds, 2),
     'saved': saved, 'sent between': [first, last], 'logged': max(found, default=0),
     # nothing is lost, and at most one step is done after the signal; a second SIGINT asks for no saving
-    'wrong step': not twice and (saved < first or saved > last + 1 if trained and last > kept else saved < kept),
+    'wrong step': not twice and not max(first, kept) <= saved <= max(last + 1, kept),
     'wrong code': code != 128 + word, 'differing': lives.differing(found, reference),
     'said': life.stderr().splitlines()[-1:],
   }  # fmt: skip
+
+
+def logged(workdir, sessions):
+  """The last step that the newest session has logged, 0 before its first; `sessions` resumed before it."""
+  found, resumed, _ = lives.losses(workdir)
+  return max(found, default=0) if len(resumed) > sessions or not resumed else 0
 
 
 def newest(workdir):

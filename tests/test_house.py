@@ -163,7 +163,7 @@ HEAVY = {
 WITHOUT_JAX = {
   '__init__', '__main__', 'check', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures', 'scan',
   'markers', 'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub',
-  'npz', 'download', 'formats',
+  'npz', 'download', 'formats', 'guard', 'hosts',
 }  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',

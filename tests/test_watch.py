@@ -182,14 +182,16 @@ def test_a_terminal_shows_one_bar(clock, monkeypatch):
   assert 'see [bold]/runs/x[/bold]\n' in shown and shown.endswith('\x1b[?25h')  # the cursor is back
 
 
-def test_other_processes_stay_silent(tmp_path):
+def test_other_processes_stay_silent(tmp_path, capsys):
   stream = Terminal()
   w = watch.Watch(tmp_path, total_steps=10, primary=False, stream=stream)
   w.train(1, TRAIN)
   w.evaluation(1, TEST)
   w.note('hello')
+  w.warn('a picture that only this process has met')
   w.close()
   assert stream.getvalue() == '' and not os.listdir(tmp_path)
+  assert capsys.readouterr().err == 'a picture that only this process has met\n'
 
 
 def test_nothing_heavy_is_imported(tmp_path):

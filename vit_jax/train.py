@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import sys
 import time
 from typing import NamedTuple
 
@@ -132,19 +131,15 @@ def fit(
     else:
       run = jax.jit(init, out_shardings=places)(params, rest)
     if folder.finished and (data.test is None or folder.metrics()):
-      if jax.process_index() == 0:
-        print(f'{folder.path} is finished, at step {steps} of {steps}; --extend with a larger total_steps continues '
-              'it.', file=sys.stderr)  # fmt: skip
+      folder.say_finished()
       state.update(model, *step_lib.weights(run))
       return Result(model, folder.metrics() or {}, steps)
 
     watch = watch_lib.Watch(workdir, total_steps=steps, start=folder.first, primary=jax.process_index() == 0)
     stack.callback(watch.close)
     if folder.begun not in (None, steps) and optimizer.schedule:
-      old = _optimizer(optim, folder.begun).schedule
-      watch.note(f'total_steps {folder.begun} -> {steps}: the learning rate of step {folder.first + 1} is now '
-                 f'{optimizer.schedule(folder.first):.3g}; it ended at {old(folder.begun - 1):.3g}.')  # fmt: skip
-    data = dataclasses.replace(data, report=watch.note)
+      _note_extended(watch, folder, optimizer.schedule, _optimizer(optim, folder.begun).schedule)
+    data = dataclasses.replace(data, report=watch.warn)
     looking = teacher if teacher is not None and task.teacher_at == 'step' else None
     train_step = step_lib.make_step(graphdef, optimizer, task, data.row, seed=seed, options=options, mesh=devices,
                                     teacher=looking)  # fmt: skip
@@ -164,6 +159,13 @@ def fit(
                          allowed=options.skip_nonfinite)  # fmt: skip
   state.update(model, *step_lib.weights(run))
   return Result(model, metrics, steps)
+
+
+def _note_extended(watch, folder, new, old):
+  """Says what a larger total_steps makes of the learning rate; new, old: schedules."""
+  first, begun = folder.first, folder.begun
+  watch.note(f'total_steps {begun} -> {folder.steps}: the learning rate of step {first + 1} is now {new(first):.3g}; '
+             f'it ended at {old(begun - 1):.3g}.')  # fmt: skip
 
 
 def _loop(run, train_step, placed, test, watch, folder, *, batch, log_every, mesh, eval_every, profile, best, allowed):

@@ -83,6 +83,13 @@ class Watch:
       self._flush(self._shown)
       self._print(text)
 
+  def warn(self, text):
+    """Shows a line as note does, and also in a process that is not primary: what only this one has met."""
+    if self._stream:
+      self.note(text)
+    else:
+      print(text, file=sys.stderr, flush=True)
+
   def close(self):
     """Shows the last numbers and closes the files. A second call does nothing."""
     self._flush(self._shown)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,12 @@ class Workdir:
   def finished(self):
     """Whether the workdir already is at the last step."""
     return self.first == self.steps
+
+  def say_finished(self):
+    """Says on stderr that there is nothing to do; of several processes, the first one does."""
+    if jax.process_index() == 0:
+      print(f'{self.path} is finished, at step {self.steps} of {self.steps}; --extend with a larger total_steps '
+            'continues it.', file=sys.stderr)  # fmt: skip
 
   def restore(self, like):
     """The run's state at step `first`, bit for bit, placed as `like` says; like: ShapeDtypeStructs with shardings."""

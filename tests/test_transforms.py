@@ -526,3 +526,15 @@ def test_without_an_equal_opencv_fast_is_pillow(monkeypatch, state):
     np.testing.assert_array_equal(*(training_image(PHOTO, np.random.default_rng(1), size=128, fast=f) for f in (0, 1)))
   finally:
     transforms.host_decoder.cache_clear()
+
+
+def test_a_program_is_not_run_and_endless_work_is_not_begun(monkeypatch):
+  monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda self: pytest.exit('decoded it'))
+  monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *args: pytest.exit('ran it'))
+  with pytest.raises(Unreadable, match='PostScript is a program'):
+    decode(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')
+  data = encode(PHOTO, 'JPEG', progressive=True)
+  scan = data[data.rindex(b'\xff\xda') : -2]
+  for form in (bytes, bytearray, memoryview):
+    with pytest.raises(Unreadable, match='501 scans of 111x73 pixels or more: endless work'):
+      decode(form(data[:-2] + scan * 1000 + data[-2:]))

@@ -110,7 +110,7 @@ def run(name, progress=lambda items, total: items):
     warnings.simplefilter('ignore')
     answers = _in_threads(lambda row: _looked_at(*found.place(row)), range(total))
     for row, (faults, *digests, size) in progress(enumerate(answers), total):
-      found.faults += [(row, fault.kind, str(fault)) for fault in faults]
+      found.faults += [(row, *fault) for fault in faults]
       found.same_bytes[row], found.same_pixels[row] = (np.frombuffer(digest, np.uint64) for digest in digests)
       found.size += size
   return found
@@ -254,7 +254,7 @@ _NONE = bytes(16)
 
 
 def _looked_at(part, i):
-  """([markers.Fault], digest of its bytes, of its pixels, how many bytes) of a part's picture."""
+  """([(kind, reason)], digest of its bytes, of its pixels, how many bytes) of a part's picture."""
   suffix, size = pathlib.PurePath(part.name(i)).suffix if part.folder else None, 0
   try:
     loaded = part.load(i)
@@ -265,15 +265,15 @@ def _looked_at(part, i):
     status = os.stat(loaded)
     size = status.st_size
     if not stat.S_ISREG(status.st_mode):
-      return [markers.Fault('unreadable', 'not a file that holds bytes')], _NONE, _NONE, size
+      return [('unreadable', 'not a file that holds bytes')], _NONE, _NONE, size
     with open(loaded, 'rb') as file:
       return look(file, size, suffix)
   except OSError as error:
-    return [markers.Fault('unreadable', error.strerror or str(error))], _NONE, _NONE, size
+    return [('unreadable', error.strerror or str(error))], _NONE, _NONE, size
 
 
 def look(file, size, suffix=None):
-  """([markers.Fault], digest of its bytes, of its pixels, size) of an open file of `size` bytes, whatever it holds.
+  """([(kind, reason)], digest of its bytes, of its pixels, size) of an open file of `size` bytes, whatever it holds.
 
   suffix: '.jpg', what its name ends with, or None where that says nothing. The digests are zeros where it has a fault
   other than its suffix.
@@ -289,12 +289,12 @@ def look(file, size, suffix=None):
         picture, format = _decoded(data, mode, found.get('scan_end'))
         digests = _digest(data), _digest(picture, picture.shape)
   except markers.Fault as fault:
-    return [fault], _NONE, _NONE, size
+    return [(fault.kind, str(fault))], _NONE, _NONE, size  # not itself: its traceback would keep the pixels
   except MemoryError:
-    return [markers.Fault('huge', 'more than the memory that there is')], _NONE, _NONE, size
+    return [('huge', 'more than the memory that there is')], _NONE, _NONE, size
   wanted = Image.registered_extensions().get((suffix or '').lower())
   alike = wanted is None or _ALIKE.get(wanted, wanted) == _ALIKE.get(format, format)
-  return [] if alike else [markers.Fault('suffix', f'{format} inside, {wanted} by its name')], *digests, size
+  return [] if alike else [('suffix', f'{format} inside, {wanted} by its name')], *digests, size
 
 
 def _head(data):
@@ -309,12 +309,11 @@ def _head(data):
 
 def _decoded(data, mode, scan_end):  # -> (h, w, 3), format
   """A file's pixels as training sees them, and Pillow's name of its format. Raises markers.Fault."""
-  format = None
+  image = None
   try:
     image = Image.open(io.BytesIO(data))
     if image.width * image.height > transforms.MAX_PIXELS:
       raise Image.DecompressionBombError
-    format = image.format
     told = _watched(image, data, scan_end) if scan_end and image.width > 3 else {}
     picture = transforms.decode(image)
   except Image.DecompressionBombError:
@@ -323,11 +322,13 @@ def _decoded(data, mode, scan_end):  # -> (h, w, 3), format
     raise markers.Fault('corrupt', 'not a picture in a format that Pillow reads') from None
   except Exception as error:
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    kind = 'unreadable' if mode[:1] in ('F', 'I') or format == 'EPS' else 'corrupt'
+    kind = 'unreadable' if mode[:1] in ('F', 'I') or getattr(image, 'format', None) == 'EPS' else 'corrupt'
     raise markers.Fault('truncated' if 'truncated' in reason else kind, reason) from None
+  finally:
+    getattr(image, '__dict__', {}).pop('load_read', None)  # `_watched` has made a circle, which would keep the pixels
   for where in (where for where, true in told.items() if true):
     raise markers.Fault('corrupt', f'its pixels end {where} their code does: bytes of it are damaged or missing')
-  return picture, format
+  return picture, image.format
 
 
 def _watched(image, data, end):

@@ -9,6 +9,7 @@ its kind, a false alarm is whatever else it names. The healthy ones are checked 
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -30,12 +31,17 @@ PHOTOGRAPHS = [ROOT / 'chelsea.jpg', *sorted((ROOT / 'goldens' / 'preproc').glob
 CLASSES = [f'class {i:02}' for i in range(40)]
 
 
+@functools.cache
+def photographs():
+  """The RGB pictures that pieces are cut from."""
+  return [Image.open(path).convert('RGB') for path in PHOTOGRAPHS]
+
+
 class Pieces:
   """Pieces of photographs, no two alike: `piece()` -> RGB PIL.Image; with a file of arrays its pictures too."""
 
   def __init__(self, rng, data=None):
     self.rng = rng
-    self.photographs = [Image.open(path).convert('RGB') for path in PHOTOGRAPHS]
     self.more = np.load(data)['x_train'] if data else ()
     self.taken = set()
 
@@ -46,7 +52,7 @@ class Pieces:
       if number not in self.taken:
         self.taken.add(number)
         return Image.fromarray(self.more[number]).convert('RGB')
-    photograph = rng.choice(self.photographs)
+    photograph = rng.choice(photographs())
     left, top = (rng.uniform(0, side * 0.5) for side in photograph.size)
     box = left, top, left + rng.uniform(0.3, 0.5) * photograph.width, top + rng.uniform(0.3, 0.5) * photograph.height
     return photograph.resize((rng.randint(low, high), rng.randint(low, high)), Image.Resampling.BICUBIC, box)
@@ -198,9 +204,7 @@ def flipped(piece, rng):
   """A bit of a PNG: each chunk has its checksum."""
   data = bytearray(encode(piece, 'PNG'))
   data[rng.randrange(37, len(data) - 12)] ^= 1 << rng.randrange(8)
-  spoilt = bytes(data)
-  # where the length of the one IDAT chunk was hit, its checksum lies elsewhere: corrupt too
-  return 'png', spoilt
+  return 'png', bytes(data)
 
 
 def zeroed(piece, rng):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from vit_jax import cli, guard, main
+from vit_jax import cli, commands, guard, main
 from vit_jax import hosts as module
 
 HERE = pathlib.Path(__file__).parent
@@ -129,6 +129,15 @@ def test_several_processes_need_one_folder(tmp_path, monkeypatch, capsys):
     capsys.readouterr().err
   )
   assert os.listdir() == []
+
+
+def test_an_evaluation_is_shared_too(monkeypatch):
+  def asked():
+    raise guard.Failed('asked')
+
+  monkeypatch.setattr(module, 'start', asked)
+  with pytest.raises(guard.Failed, match='asked'):
+    commands.evaluate(['--model=nothing', '--data=digits'])
 
 
 class Left(Exception):

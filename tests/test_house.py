@@ -22,8 +22,8 @@ MAY_IMPORT = {
   'health': {'guard'},
   'console': set(),
   'commands': {
-    'bench', 'card', 'console', 'exports', 'gallery', 'hub', 'inference', 'jobs', 'main', 'models', 'pretrained',
-    'probe', 'report', 'selftrain', 'serve', 'sheet',
+    'bench', 'card', 'console', 'exports', 'gallery', 'hosts', 'hub', 'inference', 'jobs', 'main', 'models',
+    'pretrained', 'probe', 'report', 'selftrain', 'serve', 'sheet',
   },
   'discovery': {
     'bench', 'card', 'commands', 'config', 'console', 'hub', 'models', 'models/vit', 'pretrained', 'sources',

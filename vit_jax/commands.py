@@ -30,8 +30,9 @@ def evaluate(argv):
   parser.add_argument('--among', choices=['model', 'data'], default='model', help=f'{among} (default: %(default)s)')
   parser.add_argument('--labels', metavar='FILE', help='more right answers: real.json of ImageNet ReaL, or one like it')
   args = parser.parse_args(argv)
-  from vit_jax import card, jobs
+  from vit_jax import card, hosts, jobs
 
+  hosts.start()  # several share the work
   _hint()
   weights = opened(args)
   task = card.record(weights.path)['config'].get('task') if weights.form == 'run' else None

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from vit_jax import card, hub
+from vit_jax import card, hub, seal
 
 DESCRIBED = {
   'name': 'vit_tiny_patch16_224', 'architecture': {'num_classes': 2, 'img_size': 32}, 'classes': ['cat', 'dog'],
@@ -145,6 +145,7 @@ def test_a_record_is_of_the_weights_that_a_path_means(tmp_path):
   for step in (20, 40):
     (tmp_path / f'checkpoints/{step}/info').mkdir(parents=True)
     (tmp_path / f'checkpoints/{step}/info/metadata').write_text(json.dumps({'score': None}))
+    seal.write(tmp_path / f'checkpoints/{step}', str(step))
   (tmp_path / 'metrics.jsonl').write_text('{"step": 20, "top1": 0.5}\n{"step": 40, "top1": 0.6}\n{"step": 60, "to')
   found = card.record(tmp_path / 'checkpoints/20')
   assert found['step'] == 20 and found['run'] == {} == found['config']

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 HERE = pathlib.Path(__file__).parent / 'reliability'
-FLAGS = {'total_steps': 400, 'log_every': 1, 'save.every': 10, 'eval_every': 100, 'deterministic': True}
+FLAGS = {'total_steps': 200, 'log_every': 1, 'save.every': 10, 'eval_every': 50, 'deterministic': True}
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def test_killed_and_stopped_a_run_ends_as_one_that_nobody_disturbed(tmp_path):
   start = lambda: lives.Life(tmp_path / 'run', 'digits', FLAGS, cache=tmp_path / 'cache')
   logged = lambda: max(lives.losses(tmp_path / 'run')[0], default=0)
   reference = lives.uninterrupted(tmp_path / 'reference', 'digits', FLAGS, cache=tmp_path / 'cache')
-  assert len(reference) == 400
+  assert len(reference) == 200
   life = start()
   assert life.until(lambda: logged() >= 25) and life.send(signal.SIGKILL)
   life.ended()
@@ -46,7 +46,7 @@ def test_killed_and_stopped_a_run_ends_as_one_that_nobody_disturbed(tmp_path):
   assert found == reference and evaluations == 4
   assert resumed[1] == stopped_at and 0 <= killed_at - resumed[0] <= 2 * FLAGS['save.every']
   assert lives.rest_of(tmp_path / 'run') == lives.rest_of(tmp_path / 'reference')
-  ours, theirs = (state.flatten(checkpoint.read(tmp_path / name / 'checkpoints' / '400', ('params', 'opt')))
+  ours, theirs = (state.flatten(checkpoint.read(tmp_path / name / 'checkpoints' / '200', ('params', 'opt')))
                   for name in ('run', 'reference'))  # fmt: skip
   assert ours.keys() == theirs.keys() and not [name for name in ours if (ours[name] != theirs[name]).any()]
 

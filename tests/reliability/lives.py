@@ -18,7 +18,8 @@ class Life:
     self.workdir, self.log = pathlib.Path(workdir), pathlib.Path(f'{workdir}.log')
     words = [f'--config.{key}={value}' for key, value in flags.items()]
     command = [sys.executable, '-m', 'vit_jax.main', f'--config={config}', f'--workdir={workdir}', *words]
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), **(env or {})}
+    # one device, whatever the caller emulates
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT), **(env or {})}
     if cache:
       env |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     self.said = self.log.stat().st_size if self.log.exists() else 0

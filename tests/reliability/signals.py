@@ -77,7 +77,8 @@ def live(number, work, data, reference, cache, rng):
   workdir, phase, word = work / 'run', PHASES[number % len(PHASES)], NUMBERS[number % len(NUMBERS)]
   twice = number % 10 == 9
   word = signal.SIGINT if twice else word
-  before, sessions, _ = lives.losses(workdir)
+  before, resumed, _ = lives.losses(workdir)
+  sessions = len(resumed)
   kept = newest(workdir)
   life = lives.Life(
     workdir, f'folder:vit_tiny_patch16_224,{data}', flags_of(), cache=None if phase == 'compile' else cache

@@ -176,6 +176,23 @@ def test_notes_are_no_faults(tmp_path):
   assert '  cat/3.bmp = dog/2.bmp (same bytes; cat and dog)' in check.text(found)
 
 
+def test_pictures_that_training_leaves_are_told(tmp_path):
+  fill(tmp_path, 'train/cat/1.bmp', 'test/1.bmp', 'test/2.bmp', 'above.bmp')
+  assert check.told(tmp_path, scan.run(tmp_path))['notes'] == [
+    'test: 2 pictures in no class, which training leaves',
+    'outside of the splits: 1 picture in no class, which training leaves',
+  ]
+
+
+def test_any_number_of_labels_is_no_fault(tmp_path):
+  fill(tmp_path, '1.jpg', '2.jpg', '3.jpg')
+  (tmp_path / 'all.csv').write_text('path,labels,split\n1.jpg,cat;dog,train\n2.jpg,,train\n3.jpg,cat,test\n')
+  found = check.told(tmp_path / 'all.csv', scan.run(tmp_path / 'all.csv'))
+  assert found['ok'] and found['notes'] == [] and found['splits']['train'] == {
+    'pictures': 2, 'loose': 0, 'classes': {}, 'readable': {},
+  }  # fmt: skip
+
+
 def test_sizes_and_long_groups_are_for_reading():
   assert [check._size(n) for n in (0, 999, 1000, 34_500_000, 1_200_000_000, 5 * 10**12)] == [
     '0 bytes', '999 bytes', '1.0 KB', '34.5 MB', '1.2 GB', '5000.0 GB',

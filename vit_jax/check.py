@@ -86,7 +86,7 @@ def _splits(found, lost):
     names = list(map(str, part.classes))
     out[part.split] = {
       'pictures': len(part.names),
-      'loose': len(part.names) - sum(counts),
+      'loose': (len(part.names) - sum(counts)) * part.folder,
       'classes': dict(zip(names, counts)),
       'readable': dict(zip(names, good)),
     }
@@ -133,10 +133,9 @@ def _notes(found, splits, duplicates):
       notes.append(
         f'{split}: {most} has {counts[most]:,} pictures, {times} times as many as {least} ({counts[least]:,})'
       )
-    if one['loose'] and one['classes']:
-      notes.append(f'{split or "outside"}: {_count(one["loose"], "picture")} in no class, which training leaves')
-    elif not split:
-      notes.append(f'outside of the splits: {_count(one["loose"], "picture")}, which training leaves')
+    if one['loose'] and (one['classes'] or split != 'all'):
+      where = split or 'outside of the splits'
+      notes.append(f'{where}: {_count(one["loose"], "picture")} in no class, which training leaves')
   trained = {name for word in ('train', 'training') if word in splits for name in splits[word]['classes']}
   tested = {name for word in splits if word not in ('train', 'training', 'all') for name in splits[word]['classes']}
   if trained and tested and trained - tested:

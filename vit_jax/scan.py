@@ -128,9 +128,10 @@ def _opened(name):
   parts = []
   for split, opened in sources.containers(name).items():
     rows = opened(None)
-    labels = rows.labels if np.ndim(rows.labels) == 1 else np.full(len(rows), -1, np.int32)
     names = _Lazy(len(rows), lambda i, rows=rows, split=split: rows.where(i) or f'{name}[{split}] #{i}')
-    parts.append(Part(split, names, labels, list(rows.classes), lambda i, rows=rows: rows.read(i)[0], folder=False))
+    one = np.ndim(rows.labels) == 1  # else any number of labels, or none that can be had without reading
+    labels, classes = (rows.labels, list(rows.classes)) if one else (np.full(len(rows), -1, np.int32), [])
+    parts.append(Part(split, names, labels, classes, lambda i, rows=rows: rows.read(i)[0], folder=False))
   return parts, [], 0
 
 

@@ -225,8 +225,7 @@ def _in_threads(function, items):
       waiting.append(pool.submit(function, item))
       if len(waiting) > 16 * cpus:
         yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
+    yield from (one.result() for one in waiting)
   finally:  # Ctrl-C too: what has begun ends, the rest does not begin
     pool.shutdown(cancel_futures=True)
 

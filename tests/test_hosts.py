@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -129,6 +130,20 @@ def test_several_processes_need_one_folder(tmp_path, monkeypatch, capsys):
     capsys.readouterr().err
   )
   assert os.listdir() == []
+
+
+def test_processes_that_were_given_different_commands_do_not_wait_for_each_other(monkeypatch):
+  from jax._src import distributed
+
+  said = {}
+  store = types.SimpleNamespace(key_value_set=said.__setitem__, blocking_key_value_get=lambda key, _: said[key])
+  monkeypatch.setattr(module, 'PEERS', [None])
+  for index in range(3):
+    monkeypatch.setattr(distributed, 'global_state', types.SimpleNamespace(process_id=index, client=store))
+    if index < 2:
+      module.same({'config.batch': 32, 'extend': False})
+  with pytest.raises(ValueError, match='process 2 was given config.batch=64, and process 0 32; give all processes the'):
+    module.same({'config.batch': 64, 'extend': False})
 
 
 def test_an_evaluation_is_shared_too(monkeypatch):

@@ -19,6 +19,7 @@ ends, however that happens. The others then end with one line. Standard library 
 import atexit
 import contextlib
 import importlib.util
+import json
 import os
 import selectors
 import signal
@@ -34,7 +35,7 @@ SLURM = 'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', '
 MEETING = 300  # seconds that processes wait for each other at the start
 HEARTBEAT = 60  # seconds of silence of a machine that hangs, or whose network does; a process that ends is seen at once
 LINKING = 30  # seconds for all connections to be made
-KEY = 'vit_jax/link'
+KEY = 'vit_jax'
 DONE = b'done'
 PEERS = []  # the one Peers of this process, where there is one
 
@@ -122,6 +123,24 @@ def _announced(environment):
   return indexed and importlib.util.find_spec('kubernetes') is not None
 
 
+def same(settings):
+  """Raises ValueError where this process has other settings, {name: value of JSON}, than the first one: they would wait
+  for each other for ever."""
+  if not PEERS:
+    return
+  from jax._src.distributed import global_state
+
+  settings = {name: json.dumps(value) for name, value in settings.items()}
+  if not global_state.process_id:
+    global_state.client.key_value_set(f'{KEY}/settings', json.dumps(settings))
+    return
+  first = json.loads(global_state.client.blocking_key_value_get(f'{KEY}/settings', 1000 * MEETING))
+  for name in sorted(settings.keys() | first.keys()):
+    if settings.get(name) != first.get(name):
+      raise ValueError(f'process {global_state.process_id} was given {name}={settings.get(name)}, and process 0 '
+                       f'{first.get(name)}; give all processes the same command.')  # fmt: skip
+
+
 @contextlib.contextmanager
 def _waiting():
   """Around the meeting of the processes, in which jax is silent and, when it waited in vain, aborts with a stack."""
@@ -171,13 +190,13 @@ def _connect(state):
   links, until = {}, time.monotonic() + LINKING
   try:
     if state.process_id:
-      port, token = state.client.blocking_key_value_get(KEY, 1000 * LINKING).split()
+      port, token = state.client.blocking_key_value_get(f'{KEY}/link', 1000 * LINKING).split()
       links[0] = socket.create_connection((host, int(port)), timeout=LINKING)
       links[0].sendall(f'{token} {state.process_id:08}'.encode())
     else:
       token = os.urandom(16).hex()  # who does not know it is none of us
       with _listener(host) as listener:
-        state.client.key_value_set(KEY, f'{listener.getsockname()[1]} {token}')
+        state.client.key_value_set(f'{KEY}/link', f'{listener.getsockname()[1]} {token}')
         while len(links) < state.num_processes - 1 and time.monotonic() < until:
           listener.settimeout(max(until - time.monotonic(), 0.01))
           link = listener.accept()[0]
@@ -261,8 +280,8 @@ class Peers:
       why = f'process {number} of {self.count} was killed, or its machine is gone'
       message = f'{code} {why}'.encode()
     self._tell(message)  # who is connected to this one only hears of it too
-    print(f'error: {why}; all processes end. The same command, given to each, goes on from the last checkpoint.',
-          file=sys.stderr, flush=True)  # fmt: skip
+    line = f'error: {why.rstrip(".")}; all processes end. The same command in each goes on from the last checkpoint.'
+    print(line, file=sys.stderr, flush=True)
     _leave(int(code))
 
 

@@ -98,6 +98,8 @@ def _main(argv):
     workdir = default_workdir(options.config)
   if workdir is not None:
     watch.check_workdir(workdir)
+  given = {f'config.{key}': value for key, value in config.flat(resolved).items()}
+  hosts.same(given | {'workdir': workdir, 'extend': options.extend})
   from vit_jax import jobs, memory
 
   memory.keep_freed()

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -153,6 +154,60 @@ def test_an_evaluation_is_shared_too(monkeypatch):
   monkeypatch.setattr(module, 'start', asked)
   with pytest.raises(guard.Failed, match='asked'):
     commands.evaluate(['--model=nothing', '--data=digits'])
+
+
+def linked(monkeypatch, count, others, host='127.0.0.1'):
+  """The connections that process 0 of so many makes; others: functions of (port, token), run beside it."""
+  threads = []
+
+  def published(key, value):
+    port, token = value.split()
+    threads.extend(threading.Thread(target=other, args=(int(port), token)) for other in others)
+    for thread in threads:
+      thread.start()
+
+  monkeypatch.setattr(module, 'LINKING', 1)
+  client = types.SimpleNamespace(key_value_set=published)
+  found = module._connect(
+    types.SimpleNamespace(coordinator_address=f'{host}:1', process_id=0, num_processes=count, client=client)
+  )
+  for thread in threads:
+    thread.join()
+  return found
+
+
+def other(index):
+  """What process `index` does."""
+
+  def connect(port, token):
+    client = types.SimpleNamespace(blocking_key_value_get=lambda *_: f'{port} {token}')
+    state = types.SimpleNamespace(coordinator_address='localhost:1', process_id=index, num_processes=3, client=client)
+    with module._connect(state)[0] as link:
+      link.sendall(f'I am {index}'.encode())
+
+  return connect
+
+
+def stranger(port, token):
+  """Somebody who scans ports."""
+  with socket.create_connection(('127.0.0.1', port)) as link:
+    link.sendall(b'GET / HTTP/1.1' + bytes(40))
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', 'a.name.of.all.interfaces'])
+def test_processes_know_each_other_and_send_strangers_away(monkeypatch, capsys, host):
+  found = linked(monkeypatch, 3, [stranger, other(2), other(1)], host)
+  assert {number: link.recv(6) for number, link in found.items()} == {1: b'I am 1', 2: b'I am 2'}
+  assert capsys.readouterr().err == ''
+  for link in found.values():
+    link.close()
+
+
+def test_who_cannot_be_connected_is_named_and_left_to_the_heartbeat(monkeypatch, capsys):
+  found = linked(monkeypatch, 3, [other(1)])
+  assert list(found) == [1]
+  assert 'process 0 has no connection of its own to 2 (timed out): that it dies is seen' in capsys.readouterr().err
+  found[1].close()
 
 
 class Left(Exception):

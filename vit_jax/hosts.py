@@ -186,34 +186,43 @@ def _connect(state):
   A connection that cannot be made, as where a firewall lets through one port only, is left out: then the end of that
   process is seen by jax's heartbeat.
   """
-  host = state.coordinator_address.rpartition(':')[0].strip('[]')
-  links, until = {}, time.monotonic() + LINKING
+  host, links, why = state.coordinator_address.rpartition(':')[0].strip('[]'), {}, 'nobody came'
   try:
     if state.process_id:
       port, token = state.client.blocking_key_value_get(f'{KEY}/link', 1000 * LINKING).split()
-      links[0] = socket.create_connection((host, int(port)), timeout=LINKING)
-      links[0].sendall(f'{token} {state.process_id:08}'.encode())
+      link = socket.create_connection((host, int(port)), timeout=LINKING)
+      link.sendall(f'{token} {state.process_id:08}'.encode())
+      links[0] = link
     else:
       token = os.urandom(16).hex()  # who does not know it is none of us
       with _listener(host) as listener:
         state.client.key_value_set(f'{KEY}/link', f'{listener.getsockname()[1]} {token}')
-        while len(links) < state.num_processes - 1 and time.monotonic() < until:
-          listener.settimeout(max(until - time.monotonic(), 0.01))
-          link = listener.accept()[0]
-          link.settimeout(5)
-          said, _, number = link.recv(41, socket.MSG_WAITALL).decode(errors='replace').partition(' ')
-          if said == token:
-            links[int(number)] = link
-          else:
-            link.close()
+        _accept(listener, token, links, state.num_processes - 1)
   except OSError as error:
-    wanted = [0] if state.process_id else range(1, state.num_processes)
-    missing = ', '.join(str(number) for number in wanted if number not in links)
-    print(f'process {state.process_id} has no connection of its own to {missing} ({error}): that one dies is seen '
-          f'after {HEARTBEAT} s', file=sys.stderr)  # fmt: skip
+    why = error
+  wanted = [0] if state.process_id else range(1, state.num_processes)
+  missing = ', '.join(str(number) for number in wanted if number not in links)
+  if missing:
+    print(f'process {state.process_id} has no connection of its own to {missing} ({why}): that it dies is seen after '
+          f'{HEARTBEAT} s', file=sys.stderr)  # fmt: skip
   for link in links.values():
     _keep_alive(link)
   return links
+
+
+def _accept(listener, token, links, count):
+  """Fills links with connections of so many processes, while there is time; others that connect are sent away."""
+  until = time.monotonic() + LINKING
+  while len(links) < count and time.monotonic() < until:
+    listener.settimeout(max(until - time.monotonic(), 0.01))
+    link = listener.accept()[0]
+    link.settimeout(5)
+    with contextlib.suppress(OSError):
+      said, _, number = link.recv(41, socket.MSG_WAITALL).decode(errors='replace').partition(' ')
+      if said == token:
+        links[int(number)] = link
+        continue
+    link.close()
 
 
 def _listener(host):

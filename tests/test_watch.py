@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import watch
+from vit_jax import diskfull, watch
 
 TRAIN = {'loss': 2.25, 'lr': 0.001, 'grad_norm': 1.5, 'images_per_second': 3000.0, 'seconds': 0.5}
 TEST = {'split': 'test', 'loss': 0.125, 'top1': 0.975, 'top5': 1.0, 'examples': 360, 'seconds': 0.25}
@@ -140,6 +140,22 @@ def test_tensorboard_forgets_what_is_past_the_restored_step(tmp_path):
   run(tmp_path, [11], start=10)  # within the same second: must not overwrite the first file
   scalars, purged = events(tmp_path / 'tensorboard')
   assert purged == [11] and {step for step, *_ in scalars} == {10, 20, 11}
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'tensorboard'])
+def test_a_full_disk_is_one_line(tmp_path, name):
+  """/dev/full takes no byte. TensorBoard's file is flushed with the evaluation."""
+  w = watch.Watch(tmp_path, total_steps=10, stream=io.StringIO())
+  with open('/dev/full', 'w', buffering=1) as full:
+    if name == 'tensorboard':
+      os.dup2(full.fileno(), w._board._file._writer.fileno())
+    else:
+      w._file.close()
+      w._file = full
+    with pytest.raises(diskfull.DiskFull, match=rf'^{tmp_path} cannot be written to \(No space left on device\). Free'):
+      w.train(1, TRAIN)
+      w.evaluation(1, TEST)
+    w.close()
 
 
 def test_without_a_terminal_a_line_every_few_seconds(clock):

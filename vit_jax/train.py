@@ -106,9 +106,7 @@ def fit(
   check_mixing(task, options.augment)
   optimizer = _optimizer(optim, steps)
   sam.check(optimizer.sam, devices, batch=batch, accumulate=options.accumulate)
-  if config is None:
-    own = optim if isinstance(optim, dict) or optim is None else 'an optax transformation'
-    config = {'batch': batch, 'seed': seed, 'total_steps': steps, 'step': dataclasses.asdict(options), 'optim': own}
+  config = config or _as_config(optim, options, batch=batch, seed=seed, total_steps=steps)
   taught = {}
   if teacher is not None:
     teacher = distill.Teacher(teacher, task, size=data.row['size'], dtype=options.dtype)
@@ -121,13 +119,13 @@ def fit(
   init = functools.partial(step_lib.init, optimizer, seed=seed)
   places = sharding.shardings(devices, jax.eval_shape(init, params, rest))
   hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(guard.run(hosts=jax.process_count()))
-    stack.enter_context(guard.watchdog(watchdog))
+  with guard.run(hosts=jax.process_count()), guard.watchdog(watchdog), contextlib.ExitStack() as stack:
     folder = Workdir(workdir, config | taught, model=model, data=data, steps=steps, save=save or {}, extend=extend)
     stack.callback(folder.close)
+    shapes = sharding.abstract(jax.eval_shape(init, params, rest), places)
+    folder.check_room(shapes)
     if folder.first:
-      run = folder.restore(sharding.abstract(jax.eval_shape(init, params, rest), places))
+      run = folder.restore(shapes)
     else:
       run = jax.jit(init, out_shardings=places)(params, rest)
     if folder.finished and (data.test is None or folder.metrics()):
@@ -297,6 +295,12 @@ def check_mixing(task, augmentation):
       "step.augment.cutmix may cut out what one of several labels of task.name='multilabel' stands for, and its share "
       'of the area does not say which; choose step.augment.mixup.'
     )
+
+
+def _as_config(optim, options, **run):
+  """What a run is resumed by where its caller has no config: the arguments, as far as JSON can hold them."""
+  own = optim if isinstance(optim, dict) or optim is None else 'an optax transformation'
+  return run | {'step': dataclasses.asdict(options), 'optim': own}
 
 
 def _optimizer(optim, steps):

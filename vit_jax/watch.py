@@ -6,15 +6,19 @@ WORKDIR/tensorboard/    the same numbers as train/loss, test/top1, ...
 WORKDIR/run.json        what ran: config, versions, devices, data, git
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+
+from vit_jax import diskfull
 
 SECONDS = 5  # between two lines where there is no terminal
 
@@ -39,13 +43,14 @@ class Watch:
     self._bar = _bar(self._stream, total_steps, start) if primary and self._stream.isatty() else None
     self._file = self._board = None
     if workdir is not None and primary:
-      folder = pathlib.Path(workdir).absolute()
+      folder = self._folder = pathlib.Path(workdir).absolute()
       folder.mkdir(parents=True, exist_ok=True)
       resumed = _cut(folder / 'metrics.jsonl', start)
       self._file = (folder / 'metrics.jsonl').open('a', buffering=1)
       if resumed:
         self._write({'resumed': start, 'time': _now()})
-      self._board = _board(folder / 'tensorboard', start + 1 if resumed else None)
+      with self._room():
+        self._board = _Board(folder / 'tensorboard', start + 1 if resumed else None)
 
   def train(self, step, values):
     """Shows and records {'loss', 'lr', 'grad_norm', 'images_per_second', 'seconds', ...} of a training step."""
@@ -73,7 +78,8 @@ class Watch:
     self._scalars(values.get('split', 'evaluation'), step, values)
     self.note(f'step {step}  {_text(values)}')
     if self._board:
-      self._board.flush()
+      with self._room():
+        self._board.flush()
 
   def note(self, text):
     """Shows a line, above the bar where there is one."""
@@ -96,7 +102,8 @@ class Watch:
     if self._bar:
       self._bar.stop()
     for one in filter(None, (self._file, self._board)):
-      one.close()
+      with contextlib.suppress(OSError):  # on a full disk it was said when it was met
+        one.close()
     self._bar = self._file = self._board = None
 
   def _left(self, step, now):
@@ -118,12 +125,28 @@ class Watch:
 
   def _write(self, row):
     if self._file:
-      self._file.write(json.dumps(row) + '\n')  # line buffered: a killed process loses at most this line
+      with self._room():
+        self._file.write(json.dumps(row) + '\n')  # line buffered: a killed process loses at most this line
 
   def _scalars(self, group, step, values):
-    for name, value in values.items():
-      if self._board and isinstance(value, (int, float)):
-        self._board.add_scalar(f'{group}/{name}', value, step)
+    if self._board:
+      with self._room():
+        for name, value in values.items():
+          if isinstance(value, (int, float)):
+            self._board.scalar(f'{group}/{name}', value, step)
+
+  @contextlib.contextmanager
+  def _room(self):
+    """Around what is written: DiskFull where that has no room."""
+    try:
+      yield
+    except OSError as error:
+      if not diskfull.cause(error):
+        raise
+      raise diskfull.DiskFull(
+        f'{self._folder} cannot be written to ({diskfull.cause(error)}). Free some space and start the same command '
+        'again; it goes on from the last checkpoint.'
+      ) from error
 
 
 def _bar(stream, total_steps, start):
@@ -140,12 +163,42 @@ def _bar(stream, total_steps, start):
   return bar
 
 
-def _board(folder, purge_step):
-  import tensorboardX
+class _Board:
+  """A new file of events for TensorBoard, which hides those of older files from purge_step on.
 
-  # tensorboardX names files by the second and would overwrite the one of a run that was restarted within it.
-  suffix = f'.{time.time_ns()}'
-  return tensorboardX.SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=suffix, flush_secs=10)
+  Written at once: tensorboardX's SummaryWriter has a thread that dies of a full disk, after which its queue blocks.
+  """
+
+  def __init__(self, folder, purge_step):
+    from tensorboardX import record_writer
+    from tensorboardX.proto import event_pb2, summary_pb2
+
+    folder.mkdir(exist_ok=True)
+    self._event, self._summary, self._flushed = event_pb2.Event, summary_pb2.Summary, time.monotonic()
+    # TensorBoard reads files in the order of their names; no two of a run may have one.
+    name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{time.time_ns()}'
+    self._file = record_writer.RecordWriter(str(folder / name))
+    self._write(step=purge_step or 0, file_version='brain.Event:2')
+    if purge_step is not None:
+      self._write(step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+  def scalar(self, tag, value, step):
+    """Records a number."""
+    self._write(step=step, summary=self._summary(value=[self._summary.Value(tag=tag, simple_value=value)]))
+    if time.monotonic() - self._flushed > 10:
+      self.flush()
+
+  def flush(self):
+    """Lets TensorBoard see what was recorded."""
+    self._file.flush()
+    self._flushed = time.monotonic()
+
+  def close(self):
+    """Closes the file."""
+    self._file.close()
+
+  def _write(self, **fields):
+    self._file.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def _plain(values):

@@ -80,6 +80,11 @@ class Workdir:
       saved = jax.jit(_map_layers(state.stack), out_shardings=jax.tree.map(lambda a: a.sharding, like))(saved)
     return saved | {'step': jax.device_put(jnp.int32(self.first), sharding.replicated(mesh))}
 
+  def check_room(self, like):
+    """Raises diskfull.DiskFull where the disk cannot hold the checkpoints of a state; like: as restore's."""
+    if self.checkpoints is not None and not self.finished:
+      self.checkpoints.check_room({name: tree for name, tree in like.items() if name != 'step'})
+
   @property
   def every(self):
     """Steps between two saves; None where nothing is saved."""

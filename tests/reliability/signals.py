@@ -72,9 +72,9 @@ def moment(life, phase, before, rng):
     time.sleep(rng.uniform(0, 0.02) if phase == 'step' else rng.uniform(0.02, 0.12))
 
 
-def live(number, work, data, reference, cache, rng):
+def live(number, workdir, data, reference, cache, rng):
   """The row of one life that gets one signal, or two."""
-  workdir, phase, word = work / 'run', PHASES[number % len(PHASES)], NUMBERS[number % len(NUMBERS)]
+  phase, word = PHASES[number % len(PHASES)], NUMBERS[number % len(NUMBERS)]
   twice = number % 10 == 9
   word = signal.SIGINT if twice else word
   before, resumed, _ = lives.losses(workdir)
@@ -103,7 +103,7 @@ def live(number, work, data, reference, cache, rng):
     'saved': saved, 'sent between': [first, last], 'logged': max(found, default=0),
     # nothing is lost, and at most one step is done after the signal; a second SIGINT asks for no saving
     'wrong step': not twice and not max(first, kept) <= saved <= max(last + 1, kept),
-    'wrong code': code != 128 + word, 'differing': lives.differing(found, reference),
+    'wrong code': there and code != 128 + word, 'differing': lives.differing(found, reference),
     'said': life.stderr().splitlines()[-1:],
   }  # fmt: skip
 
@@ -130,11 +130,12 @@ def main():
   work.mkdir(parents=True, exist_ok=True)
   ledger, cache, data = lives.Ledger(work / 'signals.jsonl'), work / 'cache', pictures(work / 'pictures')
   reference = lives.uninterrupted(work / 'reference', f'folder:vit_tiny_patch16_224,{data}', flags_of(), cache=cache)
-  while len(ledger.rows) < args.signals:
+  while sum(row['there'] for row in ledger.rows) < args.signals:
     number = len(ledger.rows)
-    ledger.add(live(number, work, data, reference, cache, random.Random(args.seed * 10**6 + number)))
+    workdir = work / f'run{sum(row["code"] == 0 for row in ledger.rows)}'  # another one where one came to its end
+    ledger.add(live(number, workdir, data, reference, cache, random.Random(args.seed * 10**6 + number)))
     print(ledger.rows[-1], file=sys.stderr)
-  rows = ledger.rows
+  rows = [row for row in ledger.rows if row['there']]
   slow = max(rows, key=lambda row: row['seconds'])
   wrong = {key: sum(bool(row[key]) for row in rows) for key in ('wrong code', 'wrong step', 'differing')}
   phases = ', '.join(f'{sum(row["phase"] == phase for row in rows)} {phase}' for phase in PHASES)

@@ -4,9 +4,9 @@
 
 DATA is an .npz file with x_train, y_train, x_test, y_test, or anything else that `vit_jax list datasets` names.
 
-Expected: above 60 % in about 15 CPU minutes; all of it was not measured yet. Optimizer and model were chosen on the
-last 6,000 training pictures: 250 steps on the other 44,000 gave 55.15 % in 260 CPU seconds, AdamW at 2e-3 in 500 steps
-of 128 pictures 46.90 % in 228.
+Expected: 69.9 % in about 15 minutes on two idle cores. Measured: 69.93 % with seed 0, in 837 CPU seconds with its four
+evaluations, on two cores beside other work. Model and optimizer were chosen on the last 6,000 training pictures: 250
+steps on the other 44,000 gave 55.15 % in 260 CPU seconds; AdamW at 2e-3, in 500 steps of 128 pictures, 46.90 % in 228.
 """
 
 from ml_collections import ConfigDict

@@ -300,6 +300,28 @@ def test_two_processes_go_on_with_what_one_began_and_one_with_theirs(tmp_path, p
   assert [one['devices']['processes'] for one in (*record['earlier'], record)] == [1, 2, 1]
 
 
+def test_the_proof_sees_what_is_wrong(proof):
+  killed = dict(what='SIGKILL to 0', codes=[-9, 1], other=1, seconds=0.3, lines=['error'], stopped=[])
+  killed |= dict(differing=0, left=0)
+  stopped = killed | dict(what='SIGINT to 1', codes=[130, 130], other=130, stopped=2 * ['step 3 is saved'])
+  moved = dict(what='sgd, 1 x 8 -> 1 x 2', loss=1e-7, ids=0)
+  assert [proof.fault(row) for row in (killed, stopped, moved)] == ['', '', '']
+  for row, wrong in [
+    (killed, dict(seconds=121)),
+    (killed, dict(other=0)),
+    (killed, dict(lines=[])),
+    (killed, dict(left=1)),
+    (stopped, dict(codes=[130, 1])),
+    (stopped, dict(stopped=['step 3 is saved', 'step 4 is saved'])),
+    (stopped, dict(differing=1)),
+    (moved, dict(loss=2e-5)),
+    (moved, dict(ids=1)),
+  ]:
+    assert proof.fault(row | wrong), wrong
+  assert proof.apart({1: '1.0', 2: '2.0002'}, {1: '1.0', 2: '2.0'}) == pytest.approx(1e-4)
+  assert '3 tries, 0 with a fault' in proof.figure([killed, stopped, moved])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize('index', [0, 1])

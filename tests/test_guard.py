@@ -85,10 +85,10 @@ def test_a_second_interrupt_ends_at_once_even_while_saving():
 
 
 def test_what_hangs_after_the_save_is_cut_off():
-  body = "guard.TIDY = 1; guard.NOW.unsaved = True; guard.at('step', 3); ready(); time.sleep(1)"
-  body += '; guard.NOW.unsaved = False; deaf()'
+  body = "guard.TIDY = 1\nwith guard.run():\n  guard.NOW.unsaved = True; guard.at('step', 3); ready(); time.sleep(1)"
+  body += '\ndeaf()'
   code, _, err, seconds = ended(body, signal.SIGTERM)
-  assert code == 143 and 'stopped by SIGTERM' in err and 1.9 < seconds < 20
+  assert code == 143 and 'stopped by SIGTERM' in err and '3 is saved' in err and 1.9 < seconds < 20
 
 
 def test_handlers_are_as_before_afterwards():

@@ -3,7 +3,8 @@
 A run says where it is (`at`) and whether there is something that an orderly end would still save (`unsaved`). From
 that follows what a signal does:
 
-nothing to save yet           the process ends at once, also while XLA compiles, when Python's handlers do not run
+nothing to save yet           the process ends at once, also while XLA compiles, when Python's handlers do not run, and
+                              without an exception, by which libraries that are being imported have crashed
 waiting for data, evaluating  Stopped is raised there; the loop saves the last completed step
 elsewhere                     the loop asks after each step (`requested`), saves, and raises Stopped
 
@@ -24,11 +25,11 @@ import time
 import types
 
 NUMBERS = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
-GRACE = 0.5  # seconds for the main thread to end by itself where nothing is to be saved
-TIDY = 5  # seconds for it to close files after it has saved
+TIDY = 5  # seconds for the main thread to close files after it has saved
 NOW = types.SimpleNamespace(  # raised: whether Stopped has been; a second one would disturb the saving
   phase='start', step=None, since=time.monotonic(), unsaved=False, several=False, signal=0, raised=False
 )
+_LEAVING = threading.Lock()  # of two threads that would end the process, one says why
 _HELD = {}  # path of a lock file -> [its descriptor, how often this process has asked for it]
 
 
@@ -66,8 +67,8 @@ def run(*, hosts=1):
   try:
     yield
   finally:
+    at('end')  # first: the listener must not take the run for one that has not begun
     NOW.unsaved, NOW.several = False, False
-    at('end')
 
 
 # -- signals
@@ -112,8 +113,9 @@ def reinstall():
 def _handle(number, frame):
   """Python's handler, between two bytecodes of the main thread. The listener has seen the signal already, or will."""
   NOW.signal = NOW.signal or number
-  waits = NOW.phase in ('data', 'evaluation') and not NOW.several  # several processes end at one step, by its flag
-  if not NOW.raised and (waits or not NOW.unsaved and NOW.phase != 'end'):
+  if not NOW.unsaved and NOW.phase != 'end':
+    _leave(Stopped(NOW.signal), NOW.signal)
+  if not NOW.raised and NOW.phase in ('data', 'evaluation') and not NOW.several:  # several end at one step, by its flag
     NOW.raised = True
     raise Stopped(NOW.signal)
 
@@ -130,17 +132,22 @@ def _listen(stream):
       NOW.signal = NOW.signal or next((number for number in heard if number in NUMBERS), 0)
       if interrupts > 1:
         _leave('interrupted twice: ended at once', signal.SIGINT)
+    if NOW.signal and not NOW.unsaved and NOW.phase != 'end':
+      _leave(Stopped(NOW.signal), NOW.signal)
     if NOW.signal:
-      if NOW.unsaved or deadline is None:  # from when it has nothing to save
-        deadline = time.monotonic() + (TIDY if NOW.unsaved else GRACE)
+      if NOW.unsaved or deadline is None:  # the deadline counts from when all is saved
+        deadline = time.monotonic() + TIDY
       elif time.monotonic() > deadline:
-        _leave(Stopped(NOW.signal, NOW.step if NOW.phase == 'end' else None), NOW.signal)
+        _leave(Stopped(NOW.signal, NOW.step), NOW.signal)
 
 
-def _leave(text, number):
-  with contextlib.suppress(Exception):
-    print(text, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+def _leave(why, number):
+  """Ends the process now, with a line; no Python file is used, whose lock the interrupted code may hold."""
+  if not _LEAVING.acquire(blocking=False):
+    time.sleep(1)  # the other thread ends the process meanwhile
+  shown = '\x1b[?25h' * os.isatty(2)  # a progress bar may have hidden the cursor
+  with contextlib.suppress(OSError):
+    os.write(2, f'{shown}{why}\n'.encode())
   os._exit(128 + number)
 
 

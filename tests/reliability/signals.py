@@ -58,7 +58,8 @@ def moment(life, phase, before, rng):
   """Waits for a random moment of a phase of this life, as far as one can see it from outside."""
   logged = lambda: lives.losses(life.workdir)[0]
   last = max(before, default=0)
-  if phase == 'start':
+  if phase == 'start':  # from when there are handlers: what Python itself does before, nobody can change
+    life.until(lambda: handled(life.process.pid))
     time.sleep(rng.uniform(0, 1.5))
   elif phase == 'compile':  # begins a little after the line that says what is trained
     life.until(lambda: 'pictures to train on' in life.stderr())
@@ -70,6 +71,15 @@ def moment(life, phase, before, rng):
     wanted = last + rng.randint(1, 6)
     life.until(lambda: max(logged(), default=0) >= wanted)
     time.sleep(rng.uniform(0, 0.02) if phase == 'step' else rng.uniform(0.02, 0.12))
+
+
+def handled(pid):
+  """Whether a process has a handler for SIGUSR1, for which Python has none of its own."""
+  try:
+    status = pathlib.Path(f'/proc/{pid}/status').read_text()
+  except OSError:
+    return False
+  return bool(int(status.partition('SigCgt:')[2].split()[0], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
 def live(number, workdir, data, reference, cache, rng):
@@ -92,6 +102,7 @@ def live(number, workdir, data, reference, cache, rng):
       life.send(word)
     last = logged(workdir, sessions)  # the signal came when this was the last step, or `first`, or one between
     code = life.ended()
+    there = there and not (code == 0 and newest(workdir) == STEPS)  # it had come to its end
   finally:
     life.send(signal.SIGKILL)
     life.ended()

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-from vit_jax import console
+from vit_jax import console, guard
 
 FORMATS = ('table', 'csv', 'json', 'jsonl')
 
@@ -198,12 +198,13 @@ def selftrain(argv):
   _add_choice(parser)
   args = parser.parse_args(argv)
   _check_choice(args)
-  from vit_jax import selftrain as training
+  with guard.signals():
+    from vit_jax import selftrain as training
 
-  training.loop(
-    args.model, args.data, args.pictures, args.workdir, split=args.split, generations=args.generations,
-    confidence=args.confidence, balance=args.balance, overrides=overrides,
-  )  # fmt: skip
+    training.loop(
+      args.model, args.data, args.pictures, args.workdir, split=args.split, generations=args.generations,
+      confidence=args.confidence, balance=args.balance, overrides=overrides,
+    )  # fmt: skip
   return 0
 
 

@@ -63,6 +63,7 @@ def requested():
 @contextlib.contextmanager
 def run(*, hosts=1):
   """Around the part of a run that has something to save; hosts: how many processes must agree about its end."""
+  at('start')  # again, after a run that has ended
   NOW.several = NOW.unsaved = hosts > 1  # of several processes, none ends by itself
   try:
     yield

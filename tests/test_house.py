@@ -22,7 +22,7 @@ MAY_IMPORT = {
   'health': {'guard'},
   'console': set(),
   'commands': {
-    'bench', 'card', 'console', 'exports', 'gallery', 'hosts', 'hub', 'inference', 'jobs', 'main', 'models',
+    'bench', 'card', 'console', 'exports', 'gallery', 'guard', 'hosts', 'hub', 'inference', 'jobs', 'main', 'models',
     'pretrained', 'probe', 'report', 'selftrain', 'serve', 'sheet',
   },
   'discovery': {

@@ -92,7 +92,10 @@ MAY_IMPORT = {
   'mixing': set(),
   'data': {'order', 'sources', 'transforms'},
   'order': set(),
-  'sources': {'archives', 'listing', 'records', 'tables'},
+  'sources': {'archives', 'listing', 'records', 'shards', 'tables'},
+  'shards': {'listing', 'npz', 'records'},
+  'prepare': {'console', 'diskfull', 'packing', 'records', 'shards', 'sources', 'transforms'},
+  'packing': {'guard', 'listing', 'shards'},
   'archives': {'listing', 'npz', 'records', 'tables'},
   'records': {'listing'},
   'tables': {'listing', 'npz'},
@@ -163,7 +166,7 @@ HEAVY = {
 WITHOUT_JAX = {
   '__init__', '__main__', 'check', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures', 'scan',
   'markers', 'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub',
-  'npz', 'download', 'formats', 'guard', 'hosts',
+  'npz', 'download', 'formats', 'guard', 'hosts', 'shards', 'prepare', 'packing', 'diskfull',
 }  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',

@@ -25,6 +25,7 @@ COMMANDS = {
   'look': ('what a model looks at, as pictures: --model, PICTURES, OUT', 'commands', 'look'),
   'augment': ('what training sees of pictures, as sheets: PICTURES, OUT, --config', 'commands', 'augment'),
   'check': ('damaged, huge, misnamed and duplicate pictures of a data set: DIR', 'check', 'command'),
+  'prepare': ('the same data with small pictures, read faster: DATA, OUT, --short_side', 'prepare', 'command'),
   'report': ('one HTML page of a run: WORKDIR', 'commands', 'report'),
   'list': ('models, configs or datasets, and a PATTERN', 'discovery', 'list_'),
   'show': ('size, licence, sources and accuracy of a NAME or WORKDIR', 'discovery', 'show'),

@@ -21,7 +21,7 @@ import re
 
 import numpy as np
 
-from vit_jax import archives, listing, records, tables
+from vit_jax import archives, listing, records, shards, tables
 
 TRAIN, TEST = ('train', 'training'), ('test', 'testing', 'val', 'validation', 'valid')
 SEED = 0  # of every split and slice: they belong to the data
@@ -33,11 +33,12 @@ class Source:
 
   Containers (Files, Arrays in tables.py; Tar, Parquet in archives.py; Examples in records.py) have len, read(i) ->
   (image, label), where(i) -> str, labels (as a source's), classes, digest() -> bytes, and by_class: whether the order
-  of their rows may follow the classes.
+  of their rows may follow the classes. Those of shards.py have `missing`, the rows that have no picture.
   """
 
   def __init__(self, rows, index, classes, title):
     self.classes, self.title, self._rows, self._index = list(classes), title, rows, index
+    self.by_class = rows.by_class
     place = {name: i for i, name in enumerate(self.classes)}
     used = range(len(rows.classes)) if rows.labels is None else _used(rows.labels[index])
     lost = [rows.classes[i] for i in used if rows.classes[i] not in place]
@@ -162,6 +163,7 @@ def open_source(name, split, *, classes=None, holdout=0.1, data_dir=None):
     raise ValueError(f'{title} has examples without a label (-1); choose a split that is labelled.')
   index = np.arange(len(rows)) if side is None else held_out(rows.labels, holdout, side, name)
   index = _cut(index, bounds, split, shuffled=rows.by_class)
+  index = np.setdiff1d(index, getattr(rows, 'missing', ()), assume_unique=True)  # only now: splits are the source's
   if not len(index):
     raise ValueError(f'{name}: split {split!r} has no examples.')
   return Source(rows, index, rows.classes if classes is None else classes, title)
@@ -285,6 +287,8 @@ def _folder(path):
   files = sorted(file for file in path.iterdir() if not file.name.startswith('.') and file.is_file())
   if {'dataset_info.json', 'features.json'} <= {file.name for file in files}:
     return records.prepared(path, str(path))
+  if shards.is_prepared(path):
+    return shards.opened(path)
   if splits := split_folders(path):
     return {name: functools.partial(_leaf, inner, name, splits) for name, inner in splits.items()}
   for suffix, kind in (('.parquet', archives.parquets), ('.tar', archives.tars)):

@@ -218,7 +218,13 @@ def fitted(workdir, *, stop=None, **overrides):
     return vit_jax.fit(**{**arguments, **overrides})
 
 
-@pytest.mark.parametrize('how', [dict(), dict(teacher_at='ahead', distillation='soft')], ids=['step', 'ahead'])
+@pytest.mark.parametrize(
+  'how',
+  [
+    pytest.param(dict(), id='step', marks=pytest.mark.slow),  # the same loop, and a program of its own
+    pytest.param(dict(teacher_at='ahead', distillation='soft'), id='ahead'),
+  ],
+)
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, how):
   how = dict(task=task(**how))
   whole = fitted(tmp_path / 'whole', **how)

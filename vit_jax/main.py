@@ -11,15 +11,19 @@ python -m vit_jax.main [--config=NAME[:ARGS] | --config=FILE.py[:ARGS]] [--workd
 --print_config  shows every key, its value, and where that differs from the default; trains nothing
 """
 
-import difflib
 import os
-import pathlib
 import sys
-import time
 
-from absl import flags
+if __name__ == '__main__' and not sys.flags.safe_path and sys.path[0] == os.getcwd():
+  del sys.path[0]  # see __main__.py
 
-from vit_jax import guard, hosts, watch
+import difflib  # noqa: E402
+import pathlib  # noqa: E402
+import time  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from vit_jax import guard, hosts, watch  # noqa: E402
 
 
 def parse(argv):

@@ -23,7 +23,7 @@ MAY_IMPORT = {
   'console': set(),
   'commands': {
     'bench', 'card', 'console', 'exports', 'gallery', 'guard', 'hosts', 'hub', 'inference', 'jobs', 'main', 'models',
-    'pretrained', 'probe', 'report', 'selftrain', 'serve', 'sheet',
+    'pretrained', 'intake', 'probe', 'report', 'selftrain', 'serve', 'sheet',
   },
   'discovery': {
     'bench', 'card', 'commands', 'config', 'console', 'hub', 'models', 'models/vit', 'pretrained', 'sources',
@@ -54,6 +54,9 @@ MAY_IMPORT = {
   'scores': set(),
   'signatures': set(),
   'bench': {'console', 'models', 'models/vit', 'pretrained', 'state', 'tuning'},
+  'intake': {
+    'console', 'data', 'memory', 'models', 'optim', 'pretrained', 'sharding', 'state', 'step', 'tasks',
+  },
   'train': {
     'data', 'distill', 'guard', 'health', 'metrics', 'optim', 'pretrained', 'sam', 'sharding', 'state', 'step', 'tasks',
     'tuning', 'watch', 'workdir',
@@ -166,7 +169,7 @@ HEAVY = {
 WITHOUT_JAX = {
   '__init__', '__main__', 'check', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures', 'scan',
   'markers', 'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub',
-  'npz', 'download', 'formats', 'guard', 'hosts', 'shards', 'prepare', 'packing', 'diskfull',
+  'npz', 'download', 'formats', 'guard', 'hosts', 'shards', 'prepare', 'packing', 'diskfull', 'intake',
 }  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from vit_jax import cli, data, diskfull, imagenet, packing, prepare, shards, sources, transforms
+from vit_jax import cli, data, diskfull, imagenet, packing, prepare, records, shards, sources, transforms
 
 ROOT = pathlib.Path(__file__).parent.parent
 PHOTO = Image.open(ROOT / 'tests' / 'chelsea.jpg').convert('RGB')  # 300 x 451
@@ -145,6 +145,37 @@ def test_labels_of_every_kind_survive(kind, tmp_path):
     for i in range(len(old)):
       np.testing.assert_array_equal(new[i]['image'], old[i]['image'])
       np.testing.assert_array_equal(new[i]['label'], old[i]['label'])
+
+
+def test_labels_that_only_reading_tells_are_known_afterwards(tmp_path, monkeypatch):
+  class Rows:
+    """As records.Examples."""
+
+    by_class, labels, classes = False, None, ['a', 'b', 'c']
+
+    def __len__(self):
+      return 9
+
+    def read(self, i):
+      if i == 4:
+        raise OSError('damaged')
+      return encoded(photo(i)), i % 3
+
+    def where(self, i):
+      return f'rows #{i}'
+
+    def digest(self):
+      return b'rows'
+
+  monkeypatch.setattr(packing, 'EXAMPLES', 5)
+  monkeypatch.setattr(sources, 'containers', lambda name, data_dir=None: records.Prepared(train=lambda _: Rows()))
+  page = prepare.run('tfds:rows', tmp_path / 'out')
+  assert page['splits']['train']['unreadable'] == [['rows #4', 'damaged']]
+  monkeypatch.undo()
+  source = sources.open_source(str(tmp_path / 'out'), 'train')
+  assert source.labels().tolist() == [0, 1, 2, 0, 2, 0, 1, 2]  # and none is held out
+  with pytest.raises(ValueError, match="no split 'test'"):
+    sources.open_source(str(tmp_path / 'out'), 'test')
 
 
 def test_chosen_splits_keep_their_pictures_and_nothing_more_is_held_out(tmp_path):

@@ -285,7 +285,11 @@ def serve(argv):
 
 
 def bench(argv):
-  """Measures inference: images/s, compile time, FLOPs and memory, as a table on stderr and one JSON line on stdout."""
+  """Measures inference, a table on stderr and one JSON line on stdout; `vit_jax bench input` measures reading."""
+  if argv[:1] == ['input']:
+    from vit_jax import intake
+
+    return intake.command(argv[1:])
   parser = console.Parser('bench', bench.__doc__)
   add_model(parser)
   parser.add_argument('--batch', type=int, default=32, help='images at once (default: %(default)s)')

@@ -220,11 +220,11 @@ def lines():
 
 def tables(rows):
   """Prints the runs on whole sets, and for each subset the tricks with mean and spread over the seeds."""
-  single = [row for row in rows if row['data'] in WHOLE and row['trick'] == 'its config']
+  single = [row for row in rows if row['data'] in WHOLE and row['trick'].startswith('its config')]
   if single:
     shown = [
-      {'data': row['data'], 'config': row['config'], 'seed': row['seed'], 'top-1, %': 100 * row['top1'],
-       'CPU seconds': round(row['cpu_seconds']), 'date': row['date']}
+      {'data': row['data'], 'run': row['trick'], 'steps': row['steps'], 'top-1, %': 100 * row['top1'],
+       'on the training set': 100 * row['train_top1'], 'CPU seconds': round(row['cpu_seconds']), 'date': row['date']}
       for row in single
     ]  # fmt: skip
     measure.table(shown)
@@ -281,7 +281,9 @@ def main():
   parser.add_argument('--gpu', action='store_true', help='the rows for one GPU')
   parser.add_argument('--choose', action='store_true', help='test on the end of the training set; writes no line')
   parser.add_argument('--flag', action='append', default=[], help='with --choose: KEY=VALUE of the config')
-  parser.add_argument('--neighbours', action='store_true', help='the bound: nearest neighbours on pixels')
+  parser.add_argument(
+    '--neighbours', action='store_true', help='the bound: 5 nearest neighbours on pixels, of sets that --only fits'
+  )
   parser.add_argument('--table', action='store_true', help='print what has been measured and run nothing')
   args = parser.parse_args()
   if args.table:
@@ -289,7 +291,8 @@ def main():
   if not (args.data and args.work):
     parser.error('--data=FOLDER and --work=FOLDER are wanted')
   if args.neighbours:
-    return print({name: neighbours(args.data / f'{name}.npz') for name in ('fashion_mnist', 'cifar10')})
+    chosen = {name: file for name, file in WHOLE.items() if fnmatch.fnmatch(name, args.only)}
+    return print({name: neighbours(args.data / f'{file}.npz') for name, file in chosen.items()})
   fill(args)
   return tables(lines())
 

@@ -74,8 +74,10 @@ def test_neighbours_are_those_of_all_distances(recipes, tmp_path):
 
 
 def test_the_table_has_means_and_standard_deviations(recipes, capsys):
-  recipes.tables([row('none', 0.50, seed=0), row('none', 0.52, seed=1), row('mixup', 0.60, seed=0)])
+  whole = row('its config, wider', 0.9, data='MNIST', date='2026-11-30')
+  recipes.tables([whole, row('none', 0.50, seed=0), row('none', 0.52, seed=1), row('mixup', 0.60, seed=0)])
   out = capsys.readouterr().out
+  assert '| MNIST | its config, wider | 5 | 90 | 100 | 3 | 2026-11-30 |' in out
   assert '| none | 2 | 51.00 ± 1.41 | 49.00 ± 1.41 |' in out
   assert '| mixup | 1 | 60.00 ± nan |' in out
 

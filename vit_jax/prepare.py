@@ -125,7 +125,8 @@ def _checked(name, out, *, short_side, kind, quality):
     raise ValueError(f'--quality={quality}: 1 to 100 is wanted.')
   if os.path.lexists(out):
     raise ValueError(f'{out} is there already; name another OUT, or remove it.')
-  if os.path.isdir(name) and os.path.realpath(out).startswith(os.path.join(os.path.realpath(name), '')):
+  data = os.path.realpath(os.path.expanduser(name))
+  if os.path.isdir(data) and os.path.realpath(out).startswith(os.path.join(data, '')):
     raise ValueError(f'{out} lies in {name} and would be taken for a part of it; name an OUT elsewhere.')
   return quality
 

@@ -5,7 +5,10 @@
 DATA is an .npz file with x_train, y_train, x_test, y_test, a folder with the four IDX files, or anything else that
 `vit_jax list datasets` names.
 
-Expected: above 88 % in about six CPU minutes; not measured yet. The settings are those that were chosen for CIFAR-10.
+Expected: 89.5 % in about five minutes on two idle cores. Measured: 89.47 % with seed 0, in 344 CPU seconds with three
+evaluations, on two cores beside other work. A first form that also moved the pictures (data.crop='pad') gave 84.33 %,
+and 85.2 % on the training set, so it was dropped; without that, 300 steps gave 85.67 % of 6,000 training pictures that
+were kept apart. The optimizer is that of cifar10.py.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +30,7 @@ def get_config(data='tfds:fashion_mnist'):
       'class_token': False,
       'global_pool': 'avg',
     },
-    'data': {'name': data, 'crop': 'pad', 'crop_pct': 1.0},
+    'data': {'name': data, 'crop': 'none', 'crop_pct': 1.0},
     'optim': {'name': 'muon', 'lr': 3e-3, 'warmup': 0.1, 'weight_decay': 0.1, 'clip': 1.0},
     'save': {'every': 400},
   })  # fmt: skip

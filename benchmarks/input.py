@@ -29,8 +29,9 @@ WIDTH, HEIGHT, SIZE, BATCH = 500, 375, 224, 64
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-def make_jpegs(photos, folder, count):
+def make_jpegs(photos, folder, count, size=(WIDTH, HEIGHT)):
   """Writes COUNT JPEGs into folder/train/{0,1} and two into folder/test; gives their mean size in bytes."""
+  width, height = size
   names = sorted(p for p in pathlib.Path(photos).iterdir() if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))
   if not names:
     raise SystemExit(f'{photos} holds no .jpg or .png photograph.')
@@ -38,11 +39,11 @@ def make_jpegs(photos, folder, count):
   rng, sizes = random.Random(0), []
   for i in range(count + 2):
     photo = originals[i % len(originals)]
-    widest = min(photo.width, photo.height * WIDTH / HEIGHT)
+    widest = min(photo.width, photo.height * width / height)
     w = rng.uniform(0.7, 1.0) * widest
-    h = w * HEIGHT / WIDTH
+    h = w * height / width
     left, top = rng.uniform(0, photo.width - w), rng.uniform(0, photo.height - h)
-    image = photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+    image = photo.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
     path = pathlib.Path(folder) / ('train' if i < count else 'test') / str(i % 2) / f'{i:05d}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=rng.randint(85, 95))

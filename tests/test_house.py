@@ -127,7 +127,7 @@ MAY_IMPORT = {
     'convert', 'convert_npz', 'formats', 'inference', 'models', 'models/vit', 'pretrained', 'programs', 'state',
     'tables',
   },
-  'programs': {'augment', 'pretrained', 'state', 'transforms', ''},
+  'programs': {'augment', 'markers', 'pretrained', 'state', 'transforms', ''},
   'convert': {'memory', 'state'},
   'memory': set(),
   'fill': {'models', 'models/positions', 'state'},

@@ -163,7 +163,8 @@ def test_what_is_added_to_weights_is_used(kinds):
 
   logits, layers = jax.jit(run)(params, rest, 0.5)
   first = next(iter(seen.layers))
-  np.testing.assert_allclose(layers[first], seen.layers[first] + 0.5, rtol=0, atol=1e-6)
+  # two compilations, whose sums may differ in the last bit or two: 1.1e-6 was seen on an Intel Xeon
+  np.testing.assert_allclose(layers[first], seen.layers[first] + 0.5, rtol=0, atol=2e-6)
   assert np.abs(logits - seen.logits).max() > 0.1
 
 

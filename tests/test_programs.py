@@ -121,7 +121,9 @@ def test_one_file_is_for_any_batch_and_three_platforms(exported):
 
 def test_the_folder_says_what_goes_in_and_what_comes_out(exported):
   _, folder = exported
-  assert sorted(path.name for path in folder.iterdir()) == ['model.json', 'model.stablehlo', 'run.py', 'transforms.py']
+  assert sorted(path.name for path in folder.iterdir()) == [
+    'markers.py', 'model.json', 'model.stablehlo', 'run.py', 'transforms.py',
+  ]  # fmt: skip
   about, found = json.loads((folder / 'model.json').read_text()), read(folder)
   for (given,), avals in ((about['inputs'], found.in_avals), (about['outputs'], found.out_avals)):
     assert [str(n) for n in avals[0].shape] == [str(n) for n in given['shape']] and avals[0].dtype == given['dtype']

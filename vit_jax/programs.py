@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vit_jax
-from vit_jax import augment, pretrained, state, transforms
+from vit_jax import augment, markers, pretrained, state, transforms
 
 DTYPES = ('float32', 'bfloat16')
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -33,7 +33,7 @@ _OWN = "pip install 'vit_jax[onnx]' in an environment of its own (it needs an ol
 RUN = '''\
 """The five likeliest classes of pictures, by the model in this folder: python run.py PICTURE...
 
-Needs jax, flatbuffers, numpy and Pillow. transforms.py beside it prepares pictures as in training.
+Needs jax, flatbuffers, numpy and Pillow. transforms.py and markers.py beside it prepare pictures as in training.
 """
 
 import json
@@ -140,7 +140,7 @@ def _fitting(model, dtype):
 
 
 def to_stablehlo(model, described, folder, *, dtype='float32'):
-  """Writes model.stablehlo (all PLATFORMS, any batch), model.json, run.py and its transforms.py into a new folder."""
+  """Writes model.stablehlo (all PLATFORMS, any batch), model.json, run.py and what that imports into a new folder."""
   from jax import export
 
   _fitting(model, dtype)
@@ -154,7 +154,10 @@ def to_stablehlo(model, described, folder, *, dtype='float32'):
   (folder / 'model.stablehlo').write_bytes(exported.serialize())
   (folder / 'model.json').write_text(json.dumps(about, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
   (folder / 'run.py').write_text(RUN, encoding='utf-8')
-  (folder / 'transforms.py').write_bytes(pathlib.Path(transforms.__file__).read_bytes())
+  for module in (transforms, markers):  # beside run.py there is no package
+    path = pathlib.Path(module.__file__)
+    text = path.read_text(encoding='utf-8').replace('from vit_jax import markers', 'import markers')
+    (folder / path.name).write_text(text, encoding='utf-8')
 
 
 def to_onnx(model, described, path, *, dtype='float32'):

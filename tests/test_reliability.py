@@ -51,9 +51,8 @@ def test_killed_and_stopped_a_run_ends_as_one_that_nobody_disturbed(tmp_path):
   assert ours.keys() == theirs.keys() and not [name for name in ours if (ours[name] != theirs[name]).any()]
 
 
-@pytest.mark.parametrize('number', [0, 1])
-def test_a_number_that_is_not_finite_stops_the_run_before_it_is_saved(number, tmp_path):
+def test_a_number_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
   import nonfinite
 
-  row = nonfinite.inject(number, 0, tmp_path)
+  row = nonfinite.inject(0, 0, tmp_path)
   assert row['named'] and row['finite'] and row['went on'], row

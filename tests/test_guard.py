@@ -120,11 +120,15 @@ def test_a_folder_has_one_owner_and_a_killed_one_blocks_nobody(tmp_path):
       assert child.stdout.readline() == 'held\n'
       with pytest.raises(ValueError, match=f'is in use by process {child.pid} on {os.uname().nodename}; wait'):
         guard.lock(tmp_path).__enter__()
+      with pytest.raises(ValueError, match=f'is in use by process {child.pid} on'):
+        guard.refuse(tmp_path)
     finally:
       child.kill()
   assert (tmp_path / 'lock').exists()
+  guard.refuse(tmp_path)
   with guard.lock(tmp_path), guard.lock(str(tmp_path)):  # one process may ask twice
     assert (tmp_path / 'lock').read_text() == f'process {os.getpid()} on {os.uname().nodename}'
+  guard.refuse(tmp_path)
   assert not list(tmp_path.iterdir())
   with guard.lock(None):
     pass

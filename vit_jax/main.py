@@ -93,8 +93,10 @@ def _main(argv):
   if options.print_config:
     print(config.show(loaded, overrides))
     return 0
-  resolved = config.resolve(loaded, overrides)
   workdir = options.workdir and os.path.expanduser(options.workdir)
+  if workdir and 'job' not in loaded and 'job' not in overrides and hosts.told(os.environ) is None:
+    guard.refuse(workdir)  # one process that will train
+  resolved = config.resolve(loaded, overrides)
   count = hosts.start()
   if workdir is None and resolved['job'] == 'train':
     if count > 1:

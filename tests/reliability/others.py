@@ -59,8 +59,8 @@ def main():
   best = run(WORSE, str(work / 'worse')).stdout.strip()
   print(
     f'two deterministic runs: {"identical" if same else "different"}; second process refused after {seconds:.2f} s, '
-    f'next one after a kill {"started" if goes_on else "blocked"}; hang {"shown" if hangs else "missed"}; kept and best '
-    f'of worsening scores of steps 1 to 6: {best}'
+    f'next one after a kill {"started" if goes_on else "blocked"}; hang {"shown" if hangs else "missed"}; kept and '
+    f'best of worsening scores of steps 1 to 6: {best}'
   )
   return int(not (same and seconds < 5 and goes_on and hangs and best == '[1, 5, 6] 1'))
 

@@ -19,7 +19,7 @@ import time
 import jax
 import numpy as np
 
-from vit_jax import diskfull, folders, items, seal
+from vit_jax import diskfull, durable, folders, items, seal
 
 MINUTES = 30  # one process waits so long for another one to finish a step
 SECONDS = 60  # and so long to see it, as network file systems remember for a while that a name was not there
@@ -200,7 +200,7 @@ class Checkpoints:
           if os.path.lexists(self._path(step)):  # somebody put it there since the run began
             folders.move_aside(self.folder, [step])
           os.rename(self._path(f'{step}.saving'), self._path(step))
-          seal.sync(self.folder)
+          durable.sync(self.folder)
     finally:
       self._meet(step)
     if not self._appears(step):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import augment, pretrained, sharding, state, tasks
+from vit_jax import augment, durable, pretrained, sharding, state, tasks
 from vit_jax import data as data_lib
 
 
@@ -157,11 +157,8 @@ def ahead(teacher, data, *, batch, mesh, folder):
     data.report(f'the teacher looks at {len(data.train):,} pictures, once')
     logits = _looked(teacher, data, batch=batch, mesh=mesh)
     if path and jax.process_index() == 0:
-      with open(f'{path}.tmp', 'wb') as file:
+      with durable.replacing(path) as file:
         np.save(file, logits)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(f'{path}.tmp', path)
   known = data_lib.unreadable(data, data.train)
   for i in np.flatnonzero(np.isnan(logits[:, 0])):
     known.setdefault(int(i), 'the teacher could not read it')

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 
-from vit_jax import items, seal
+from vit_jax import durable, items, seal
 
 LEFTOVER = re.compile(r'\d+(\.saving.*|\.removing|\.orbax-checkpoint-tmp.*)')  # of a process that is gone
 ASIDE = 3  # as many damaged steps are kept as a run keeps by default, so that one accident removes none of them
@@ -108,7 +108,7 @@ def move_aside(folder, steps):
     aside = folder / f'{step}.damaged-{now}'
     os.rename(folder / str(step), aside)
     print(f'moved to {aside}; delete it when nothing in it is wanted', file=sys.stderr, flush=True)
-  seal.sync(folder)
+  durable.sync(folder)
   there = [one for one in folder.iterdir() if re.fullmatch(r'\d+\.damaged-.*', one.name)]
   for one in sorted(there, key=lambda one: (one.name.partition('-')[2], int(one.stem.split('.')[0])))[:-ASIDE]:
     delete(one)
@@ -120,7 +120,7 @@ def remove(folder, steps):
     with contextlib.suppress(FileNotFoundError):  # somebody else removed it
       os.rename(folder / str(step), folder / f'{step}.removing')
   if steps:
-    seal.sync(folder)
+    durable.sync(folder)
   for step in steps:
     delete(folder / f'{step}.removing')
 

@@ -15,7 +15,7 @@ import shutil
 
 import numpy as np
 
-from vit_jax import guard, listing, shards
+from vit_jax import durable, guard, listing, shards
 
 SHARDS, EXAMPLES = 256, 1024  # at most so many of a split, of at least so many examples: a reader keeps a file open
 AHEAD = 4  # records for each thread that are made before they are written
@@ -111,7 +111,7 @@ def _shard(path, made, unknown, counted):
       writer.write(data)
   finally:
     writer.close()  # says that the disk is full, which write does not
-  _sync(f'{path}.part')
+  durable.sync(f'{path}.part')
   os.replace(f'{path}.part', path)
   return {'bytes': path.stat().st_size, 'sha256': digest.hexdigest(), 'unreadable': unreadable, 'labels': labels}
 
@@ -153,20 +153,10 @@ def _finish(folder, out, page):
   if os.path.lexists(out):
     raise ValueError(f'{out} has come to be meanwhile; what was prepared lies in {folder}.')
   os.rename(folder, out)
-  _sync(out.parent)
+  durable.sync(out.parent)
 
 
 def _save(path, data):
   """A file that is whole or not there."""
-  part = path.with_name(f'{path.name}.part')
-  part.write_bytes(data)
-  _sync(part)
-  os.replace(part, path)
-
-
-def _sync(path):
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+  with durable.replacing(path, f'{path}.part') as file:
+    file.write(data)

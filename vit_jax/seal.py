@@ -13,6 +13,8 @@ import pathlib
 import stat
 import time
 
+from vit_jax import durable
+
 MANIFEST = 'manifest.json'
 CUT_SHORT = 'no manifest: its save or its copy was cut short'
 
@@ -28,7 +30,7 @@ def write(folder, name):
   files, folders = _walk(folder)
   sums = {path: [info.st_size, _digest(folder / path, durable=True)] for path, info in sorted(files.items())}
   for one in folders:
-    sync(folder / one)
+    durable.sync(folder / one)
   _replace(folder, _text({'name': name, 'files': sums, 'note': {}}))
 
 
@@ -71,15 +73,6 @@ def fault(folder, within=None):
     return f'{os.path.relpath(error.filename or folder, folder)}: {error.strerror}'
 
 
-def sync(folder):
-  """Returns when the names in a folder are on the disk itself."""
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
 class _Fault(Exception):
   pass
 
@@ -96,12 +89,9 @@ def _text(said):
 
 def _replace(folder, text):
   temporary = folder.with_name(f'{folder.name}.saving.{MANIFEST}')  # a file that is not known would be a fault inside
-  with temporary.open('wb') as file:
+  with durable.replacing(folder / MANIFEST, temporary) as file:
     file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, folder / MANIFEST)
-  sync(folder)
+  durable.sync(folder)
 
 
 def _said(folder):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax import config, inference, jobs, pretrained, tables, watch
+from vit_jax import config, durable, inference, jobs, pretrained, tables, watch
 
 
 class Labelled(NamedTuple):
@@ -92,13 +92,9 @@ def write(out, items, labelled, index, classes):
       lines.writerow([path, classes[labelled.label[i]], f'{labelled.confidence[i]:.4f}'])
     watch.write_text(out, text.getvalue())
     return
-  temporary = out.with_name(f'{out.name}.tmp')
-  with temporary.open('wb') as file:
+  with durable.replacing(out) as file:
     np.savez(file, x_train=items[index], y_train=labelled.label[index], classes=np.array(classes),
              confidence=labelled.confidence[index])  # fmt: skip
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, out)
 
 
 def check_out(out, items):

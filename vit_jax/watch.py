@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from vit_jax import diskfull
+from vit_jax import diskfull, durable
 
 SECONDS = 5  # between two lines where there is no terminal
 
@@ -288,17 +288,8 @@ def write_json(path, value):
 
 def write_text(path, text):
   """Text -> a file in UTF-8, which is either the old one or wholly the new one, whenever the process dies."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(path.name + '.tmp')
-  try:
-    with temporary.open('w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
+  with durable.replacing(path) as file:
+    file.write(text.encode())
 
 
 def _now():

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import itertools
 import logging
-import os
 import threading
 from typing import Literal
 
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 
 from vit_jax import order, sources, transforms
+from vit_jax import threads as threads_lib
 
 AHEAD = 2  # batches decoded before they are asked for: enough to smooth out a few large pictures
 LOCK = threading.Lock()
@@ -123,15 +123,10 @@ def load(
     classes=list(opened[0].classes),
     row=row,
     training=training,
-    threads=threads or cpus(),
+    threads=threads or threads_lib.cpus(),
     max_unreadable=max_unreadable,
     repeats=repeats,
   )
-
-
-def cpus():
-  """How many CPUs this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # not on macOS
 
 
 def from_arrays(train, test=None, *, size=None, crop='none', crop_pct=1.0, **options):

@@ -13,7 +13,7 @@ import pathlib
 import jax
 import numpy as np
 
-from vit_jax import augment, data, listing, pretrained, sharding, state, tasks, transforms
+from vit_jax import augment, listing, pretrained, sharding, state, tasks, threads, transforms
 
 AHEAD = 4  # batches decoded before they are asked for
 
@@ -156,7 +156,7 @@ def each(predictor, paths):
       return path, None, str(reason)
 
   waiting, rest = collections.deque(), iter(paths)
-  with concurrent.futures.ThreadPoolExecutor(data.cpus()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(threads.cpus()) as pool:
     try:
       while True:
         while len(waiting) < AHEAD * predictor.batch and (path := next(rest, None)) is not None:

@@ -4,7 +4,6 @@ A shard that is done has a note in OUT.preparing/done, so that the same plan goe
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import hashlib
 import io
@@ -15,7 +14,7 @@ import shutil
 
 import numpy as np
 
-from vit_jax import durable, guard, listing, shards
+from vit_jax import durable, guard, listing, shards, threads
 
 SHARDS, EXAMPLES = 256, 1024  # at most so many of a split, of at least so many examples: a reader keeps a file open
 AHEAD = 4  # records for each thread that are made before they are written
@@ -24,21 +23,6 @@ AHEAD = 4  # records for each thread that are made before they are written
 def per(part):
   """How many examples of a source a shard has."""
   return max(EXAMPLES, -(-len(part) // SHARDS))
-
-
-def in_threads(function, items):
-  """function(item) of each item, in order, by as many threads as there are CPUs; few are under way at a time."""
-  cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  pool, waiting = concurrent.futures.ThreadPoolExecutor(cpus, thread_name_prefix='vit_jax.prepare'), collections.deque()
-  try:
-    for item in items:
-      waiting.append(pool.submit(function, item))
-      if len(waiting) > AHEAD * cpus:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
-  finally:  # Ctrl-C too: what has begun ends, the rest does not begin
-    pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -73,7 +57,7 @@ def write(folder, out, parts, make, page, progress):
       if note.is_file():
         collections.deque(itertools.islice(counted, len(rows)), maxlen=0)
       else:
-        made = in_threads(lambda i, part=part: make(part, i), rows)
+        made = threads.each(lambda i, part=part: make(part, i), rows, ahead=AHEAD)
         _save(note, json.dumps(_shard(folder / name, zip(rows, made), part.labels() is None, counted)).encode())
       notes.append(json.loads(note.read_text(encoding='utf-8')))
     said[split] = _split(folder, split, part, notes)

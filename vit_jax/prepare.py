@@ -18,7 +18,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from vit_jax import console, diskfull, packing, records, shards, sources, transforms
+from vit_jax import console, diskfull, packing, records, shards, sources, threads, transforms
 
 SAMPLE = 32  # pictures that say how much room is needed
 EDGE = 2**17  # bytes of a shard beside its records
@@ -173,7 +173,7 @@ def _check_room(parts, make, out, folder):
   needed = 0
   for part in parts.values():
     some = np.unique(np.linspace(0, len(part) - 1, SAMPLE).astype(int)).tolist()
-    made = packing.in_threads(lambda i, part=part: make(part, i), some)
+    made = threads.each(lambda i, part=part: make(part, i), some, ahead=packing.AHEAD)
     sizes = [len(data) for data, _, reason in made if reason is None]
     needed += len(part) * (sum(sizes) / max(1, len(sizes)) + 64) + EDGE * -(-len(part) // packing.per(part))
   free = diskfull.free(place)

@@ -6,7 +6,6 @@ at a time; a picture that needs more than BUDGET by itself is decoded alone.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -20,7 +19,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from vit_jax import listing, markers, sources, transforms
+from vit_jax import listing, markers, sources, threads, transforms
 
 KINDS = ('empty', 'truncated', 'corrupt', 'huge', 'unreadable', 'suffix', 'labels')  # of one file's faults
 MAX_BYTES = 2**30  # of a file, and of the files in all threads
@@ -108,7 +107,7 @@ def run(name, progress=lambda items, total: items):
   found = Found(parts, strays, others, *np.zeros((2, total, 2), np.uint64))
   with warnings.catch_warnings():  # of the whole process: Pillow's remarks, in every thread
     warnings.simplefilter('ignore')
-    answers = _in_threads(lambda row: _looked_at(*found.place(row)), range(total))
+    answers = threads.each(lambda row: _looked_at(*found.place(row)), range(total))
     for row, (faults, *digests, size) in progress(enumerate(answers), total):
       found.faults += [(row, *fault) for fault in faults]
       found.same_bytes[row], found.same_pixels[row] = (np.frombuffer(digest, np.uint64) for digest in digests)
@@ -214,20 +213,6 @@ def _part(root, split, folder, names, skip, train, strays):
     labels = np.fromiter(found, np.int32, len(names))
   packed, base = listing.Names.pack(names), os.fsencode(root)
   return Part(split, packed, labels, classes, lambda i: os.path.join(base, packed[i]))
-
-
-def _in_threads(function, items):
-  """function(item) of each item, in order, by as many threads as there are CPUs; few are under way at a time."""
-  cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  pool, waiting = concurrent.futures.ThreadPoolExecutor(cpus), collections.deque()
-  try:
-    for item in items:
-      waiting.append(pool.submit(function, item))
-      if len(waiting) > 16 * cpus:
-        yield waiting.popleft().result()
-    yield from (one.result() for one in waiting)
-  finally:  # Ctrl-C too: what has begun ends, the rest does not begin
-    pool.shutdown(cancel_futures=True)
 
 
 class _Budget:

@@ -23,7 +23,7 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import batching, counts, data, draw, gate, inference, look, pretrained, tasks, transforms
+from vit_jax import batching, counts, draw, gate, inference, look, pretrained, tasks, threads, transforms
 
 PAGE = pathlib.Path(__file__).with_name('serve.html')
 LOOKS = 4  # most pictures at once whose attention is computed
@@ -62,7 +62,7 @@ class Service:
     }  # fmt: skip
     edges = [2**i for i in range(self.predictor.batch.bit_length())]
     self.counts = counts.Counts(WORDS, {'vit_jax_request_seconds': SECONDS, 'vit_jax_batch_size': edges})
-    self.pool = concurrent.futures.ThreadPoolExecutor(min(4, data.cpus()), 'decode')
+    self.pool = concurrent.futures.ThreadPoolExecutor(min(4, threads.cpus()), 'decode')
     self.batcher = batching.Batcher(programs, capacity=limits.requests, noted=self._computing)
 
   def close(self):

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import checkpoint, cli, diskfull, folders, items, pretrained, seal
+from vit_jax import checkpoint, cli, diskfull, durable, folders, items, pretrained, seal
 
 PARAMS = {'head': {'kernel': (8, 4), 'bias': (4,)}, 'blocks': {'0': {'scale': (16,)}, '10': {'scale': (16,)}}}
 
@@ -257,8 +257,8 @@ def test_older_steps_go_only_when_the_new_one_is_sealed(tmp_path, monkeypatch):
   assert keep.steps() == [2] and [one.name for one in keep.folder.iterdir()] == ['2']
 
 
-@pytest.mark.parametrize('moment', ['write', 'sync'])
-def test_what_fails_while_a_step_is_sealed_loses_none(tmp_path, monkeypatch, moment):
+@pytest.mark.parametrize('module, moment', [(seal, 'write'), (durable, 'sync')])
+def test_what_fails_while_a_step_is_sealed_loses_none(tmp_path, monkeypatch, module, moment):
   keep = checkpoint.Checkpoints(tmp_path, last=1)
   keep.save(1, {'params': {'x': np.float32(1)}}, {}, 0.5)
   keep.wait()
@@ -267,7 +267,7 @@ def test_what_fails_while_a_step_is_sealed_loses_none(tmp_path, monkeypatch, mom
     raise OSError(5, 'Input/output error')
 
   with monkeypatch.context() as patch:
-    patch.setattr(seal, moment, broken)
+    patch.setattr(module, moment, broken)
     keep.save(2, {'params': {'x': np.float32(2)}}, {}, 0.9)
     with pytest.raises(OSError, match='Input/output error'):
       keep.wait()

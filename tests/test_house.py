@@ -33,8 +33,8 @@ MAY_IMPORT = {
   'main': {'config', 'guard', 'hosts', 'jobs', 'memory', 'watch'},
   'hosts': {'guard'},
   'jobs': {
-    'bench', 'console', 'data', 'distill', 'guard', 'imagenet', 'models', 'optim', 'pretrained', 'sam', 'sharding',
-    'signatures', 'step', 'tasks', 'train', 'tuning', 'workdir',
+    'bench', 'console', 'data', 'distill', 'imagenet', 'models', 'optim', 'pretrained', 'sam', 'sharding', 'signatures',
+    'step', 'tasks', 'train', 'tuning', 'workdir',
   },
   'config': {
     'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sam', 'sharding', 'signatures', 'step',

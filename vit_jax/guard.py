@@ -30,7 +30,6 @@ NOW = types.SimpleNamespace(  # raised: whether Stopped has been; a second one w
   phase='start', step=None, since=time.monotonic(), unsaved=False, several=False, signal=0, raised=False
 )
 _LEAVING = threading.Lock()  # of two threads that would end the process, one says why
-_HELD = {}  # path of a lock file -> [its descriptor, how often this process has asked for it]
 
 
 class Stopped(BaseException):
@@ -201,31 +200,26 @@ def _watch(seconds, stream, ended):
 
 @contextlib.contextmanager
 def lock(folder):
-  """Holds FOLDER/lock, which is made; this process may ask again inside. None: there is nothing to hold.
+  """Holds FOLDER/lock, which is made, as the folder is. None: there is nothing to hold.
 
   The lock is the kernel's (flock), so it ends with the process, however that ends; a file that a killed process left
   behind blocks nobody.
 
-  Raises ValueError, with pid and host, where another process holds it.
+  Raises ValueError, with pid and host, where it is held already.
   """
   if folder is None:
     yield
     return
   path = os.path.join(os.path.realpath(folder), 'lock')
-  if path not in _HELD:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    _HELD[path] = [_acquire(path, folder), 0]
-  _HELD[path][1] += 1
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  descriptor = _acquire(path, folder)
   try:
     yield
   finally:
-    _HELD[path][1] -= 1
-    if not _HELD[path][1]:
-      descriptor = _HELD.pop(path)[0]
-      if descriptor is not None:
-        with contextlib.suppress(OSError):
-          os.unlink(path)  # while it is held: who opened it before sees that it is gone, and makes another
-        os.close(descriptor)
+    if descriptor is not None:
+      with contextlib.suppress(OSError):
+        os.unlink(path)  # while it is held: who opened it before sees that it is gone, and makes another
+      os.close(descriptor)
 
 
 def refuse(folder):

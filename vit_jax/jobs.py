@@ -16,7 +16,6 @@ from vit_jax import (
   bench,
   console,
   distill,
-  guard,
   imagenet,
   models,
   optim,
@@ -58,10 +57,7 @@ def run(config, workdir, *, extend=False):
     create, _, size = _model(config, options)
     return bench.report(create(), size, batch=config['batch'], dtype=options.dtype)
   sam.check(sam.Sam(**config['optim']['sam']), devices, batch=config['batch'], accumulate=options.accumulate)
-  # now where the folder is there, for data may take long to be listed; a new one is made when nothing else is refused
-  owner = workdir is not None and jax.process_index() == 0 and os.path.isdir(workdir)
-  with guard.lock(workdir if owner else None):
-    return _train(config, workdir, devices, extend=extend)
+  return _train(config, workdir, devices, extend=extend)
 
 
 def _say(text, file=None):

@@ -106,7 +106,7 @@ MAY_IMPORT = {
   'tables': {'listing', 'npz'},
   'listing': set(),
   'transforms': {'markers'},
-  'check': {'console', 'scan'},
+  'check': {'console', 'diskfull', 'scan'},
   'scan': {'listing', 'markers', 'sources', 'threads', 'transforms'},
   'markers': set(),
   'pretrained': {'convert', 'fill', 'hub', 'models', 'models/vit', 'state', 'weights'},

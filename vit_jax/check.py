@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-from vit_jax import console
+from vit_jax import console, diskfull
 
 FORMAT = 1  # of the JSON document; a new key leaves it as it is
 LINES = 10  # of each kind of fault, and classes one by one, unless all are wanted
@@ -41,7 +41,7 @@ def command(argv):
   with _quiet() as terminal:
     from vit_jax import scan
 
-    found = told(args.data, scan.run(args.data, lambda items, total: _progress(items, total, terminal)))
+    found = told(args.data, scan.run(args.data, lambda items, total: console.progress(items, 'check', total, terminal)))
   if args.json:
     print(json.dumps(found, indent=1))
   else:
@@ -158,7 +158,8 @@ def text(found, *, every=False):
   """Lines for a person, the summary first: of a dict that `told` gave; `every` shows all faults and classes."""
   faults, groups = len(found['faults']), len(found['duplicates'])
   splits = ', '.join(f'{one["pictures"]:,} {split or "outside"}' for split, one in found['splits'].items())
-  yield f'{_clean(found["path"])}: {_count(found["pictures"], "picture")} ({splits}), {_size(found["bytes"])}'
+  size = diskfull.text(found['bytes'])
+  yield f'{console.clean(found["path"])}: {_count(found["pictures"], "picture")} ({splits}), {size}'
   leaks = f', {found["counts"]["leak"]:,} of them in several splits' * bool(found['counts']['leak'])
   counted = f'{_count(faults, "fault")}, {_count(groups, "group")} of the same picture{leaks}'
   yield 'No faults.' if found['ok'] else counted
@@ -179,7 +180,7 @@ def _listed(title, lines, every):
   yield ''
   yield title
   shown = lines if every or len(lines) <= LINES + 1 else lines[:LINES]
-  yield from (f'  {_clean(line)}' for line in shown)
+  yield from (f'  {console.clean(line)}' for line in shown)
   if len(shown) < len(lines):
     yield f'  and {len(lines) - len(shown):,} more; --all shows them'
 
@@ -200,18 +201,8 @@ def _class_lines(splits):
     yield f'{name:<{width}} {" ".join(counts)}'
 
 
-def _clean(line):
-  """A line that a terminal takes as text: a file's name may hold anything."""
-  return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in line)
-
-
 def _count(number, word, words=None):
   return f'{number:,} {word if number == 1 else words or word + "s"}'
-
-
-def _size(count):
-  power = min(3, max(0, len(str(count)) - 1) // 3)
-  return f'{count / 1000**power:.{min(power, 1)}f} {("bytes", "KB", "MB", "GB")[power]}'
 
 
 @contextlib.contextmanager
@@ -227,13 +218,3 @@ def _quiet():
     os.dup2(kept, 2)
     os.close(kept)
     os.close(void)
-
-
-def _progress(items, total, terminal):
-  """The items, with a bar and the time left on a terminal."""
-  if not terminal.isatty():
-    return items
-  import rich.console
-  import rich.progress
-
-  return rich.progress.track(items, 'check', total, console=rich.console.Console(file=terminal), transient=True)

@@ -93,8 +93,8 @@ def _end(code, line=None, *, together=False):
     hosts.settle()  # before a stack is shown of what may be the death of another one
   if line is None or os.environ.get('VIT_JAX_TRACEBACK'):
     traceback.print_exc()
-  if line is not None:  # a name in a stranger's file must not move the cursor
-    print(''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in line), file=sys.stderr)
+  if line is not None:
+    print(console.clean(line), file=sys.stderr)
   if not together:
     hosts.failed(code, line)
   return code

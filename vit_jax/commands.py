@@ -60,7 +60,7 @@ def predict(argv):
   top, bad = min(args.top, len(predictor.classes)), []
   form = args.format or ('table' if sys.stdout.isatty() else 'csv')
   with _WRITERS[form](top) as write:
-    for path, probabilities, reason in _progress(inference.each(predictor, files), len(files)):
+    for path, probabilities, reason in console.progress(inference.each(predictor, files), 'predict', len(files)):
       if reason is not None:
         bad.append(f'{path}: {reason}')
       write(str(path), reason, None if reason is not None else predictor.top(probabilities[None], top)[0])
@@ -121,17 +121,6 @@ def _json(top):
 
 
 _WRITERS = {'table': _table, 'csv': _csv, 'json': _json, 'jsonl': _jsonl}
-
-
-def _progress(items, total):
-  """The items, with a bar and the time left on stderr where that is a terminal and takes longer than a moment."""
-  if not sys.stderr.isatty():
-    yield from items
-    return
-  import rich.console
-  import rich.progress
-
-  yield from rich.progress.track(items, 'predict', total, console=rich.console.Console(stderr=True), transient=True)
 
 
 def probe(argv):

@@ -41,6 +41,22 @@ def table(rows, stream=None):
     print(f'{word:<{width}}' + ('\n' + ' ' * width).join(lines), file=stream)
 
 
+def clean(line):
+  """A line that a terminal takes as text: the name of a file may hold anything, also what moves the cursor."""
+  return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in line)
+
+
+def progress(items, word, total, stream=None):
+  """The items, with a bar, a word and the time left where a stream (None: stderr) is a terminal."""
+  stream = stream or sys.stderr
+  if not stream.isatty():
+    return items
+  import rich.console
+  import rich.progress
+
+  return rich.progress.track(items, word, total, console=rich.console.Console(file=stream), transient=True)
+
+
 def unread(lines, total):
   """The exit code of a command on `total` pictures, after the lines about those that could not be read: 0 where there
   are none, 1 for some, 2 for all."""

@@ -13,7 +13,6 @@ import importlib.metadata
 import io
 import os
 import pathlib
-import sys
 
 import numpy as np
 from PIL import Image
@@ -41,7 +40,8 @@ def command(argv):
                       '(default: all that there are)')  # fmt: skip
   args = parser.parse_args(argv)
   made = run(args.data, args.out, short_side=args.short_side, kind=args.format, quality=args.quality,
-             splits=args.split, progress=_progress)  # fmt: skip
+             splits=args.split,
+             progress=lambda items, total: console.progress(items, 'prepare', total))  # fmt: skip
   bad = [f'{name}: {reason}' for one in made['splits'].values() for name, reason in one['unreadable']]
   total = sum(one['examples'] for one in made['splits'].values())
   size = sum(sum(one['bytes']) for one in made['splits'].values())
@@ -182,13 +182,3 @@ def _check_room(parts, make, out, folder):
       f'{out} needs about {diskfull.text(needed)}, and {diskfull.text(free)} are free in {place}; choose another disk, '
       'a smaller --short_side, or --format=jpeg.'
     )
-
-
-def _progress(items, total):
-  """The items, with a bar and the time left on a terminal."""
-  if not sys.stderr.isatty():
-    return items
-  import rich.console
-  import rich.progress
-
-  return rich.progress.track(items, 'prepare', total, console=rich.console.Console(stderr=True), transient=True)

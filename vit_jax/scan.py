@@ -244,7 +244,8 @@ def _looked_at(part, i):
   try:
     loaded = part.load(i)
     if isinstance(loaded, np.ndarray):  # pixels that lie in memory
-      return [], *(_digest(loaded, transforms.decode(loaded).shape) for _ in range(2)), loaded.nbytes
+      digest = _digest(loaded, transforms.decode(loaded).shape)
+      return [], digest, digest, loaded.nbytes
     if not part.folder:
       return look(io.BytesIO(loaded), len(loaded), suffix)
     status = os.stat(loaded)

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from vit_jax import card, hub, seal
+from vit_jax import card, hub
+from vit_jax import checkpoint_seal as seal
 
 DESCRIBED = {
   'name': 'vit_tiny_patch16_224', 'architecture': {'num_classes': 2, 'img_size': 32}, 'classes': ['cat', 'dog'],

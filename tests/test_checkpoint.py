@@ -19,7 +19,10 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import checkpoint, cli, diskfull, durable, folders, items, pretrained, seal
+from vit_jax import checkpoint, cli, diskfull, durable, pretrained
+from vit_jax import checkpoint_items as items
+from vit_jax import checkpoint_seal as seal
+from vit_jax import checkpoint_steps as folders
 
 PARAMS = {'head': {'kernel': (8, 4), 'bias': (4,)}, 'blocks': {'0': {'scale': (16,)}, '10': {'scale': (16,)}}}
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
   'console': set(),
   'commands': {
     'bench', 'card', 'console', 'exports', 'gallery', 'guard', 'hosts', 'hub', 'inference', 'jobs', 'main', 'models',
-    'pretrained', 'intake', 'probe', 'report', 'selftrain', 'serve', 'sheet',
+    'pretrained', 'bench_input', 'probe', 'report', 'selftrain', 'serve', 'sheet',
   },
   'discovery': {
     'bench', 'card', 'commands', 'config', 'console', 'hub', 'models', 'models/vit', 'pretrained', 'sources',
@@ -54,7 +54,7 @@ MAY_IMPORT = {
   'scores': set(),
   'signatures': set(),
   'bench': {'console', 'models', 'models/vit', 'pretrained', 'state', 'tuning'},
-  'intake': {
+  'bench_input': {
     'console', 'data', 'memory', 'models', 'optim', 'pretrained', 'sharding', 'state', 'step', 'tasks',
   },
   'train': {
@@ -116,10 +116,10 @@ MAY_IMPORT = {
   },
   'convert_clip': set(),
   'convert_timm': {'convert', 'models', 'models/vit'},
-  'checkpoint': {'diskfull', 'durable', 'folders', 'items', 'seal'},
-  'folders': {'durable', 'items', 'seal'},
-  'items': {'npz', 'seal'},
-  'seal': {'durable'},
+  'checkpoint': {'diskfull', 'durable', 'checkpoint_steps', 'checkpoint_items', 'checkpoint_seal'},
+  'checkpoint_steps': {'durable', 'checkpoint_items', 'checkpoint_seal'},
+  'checkpoint_items': {'npz', 'checkpoint_seal'},
+  'checkpoint_seal': {'durable'},
   'diskfull': set(),
   'exports': {
     'convert', 'convert_hf', 'convert_npz', 'formats', 'models', 'models/vit', 'pretrained', 'programs', 'proofs',
@@ -171,7 +171,7 @@ HEAVY = {
 WITHOUT_JAX = {
   '__init__', '__main__', 'check', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures', 'scan',
   'markers', 'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub',
-  'npz', 'download', 'formats', 'guard', 'hosts', 'shards', 'prepare', 'packing', 'diskfull', 'intake',
+  'npz', 'download', 'formats', 'guard', 'hosts', 'shards', 'prepare', 'packing', 'diskfull', 'bench_input',
 }  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',

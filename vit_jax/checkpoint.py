@@ -1,6 +1,6 @@
 """Arrays and JSON of a step -> a folder that is verified before it is believed, and back. Knows no model.
 
-WORKDIR/checkpoints/40/params/, opt/, ...   what items.py writes, and manifest.json (seal.py) with the sha256 of it all
+WORKDIR/checkpoints/40/params/, opt/, ...   the arrays (checkpoint_items.py), and manifest.json (checkpoint_seal.py)
 WORKDIR/checkpoints/40.saving*, 40.removing what is being written or removed, or what a killed process left of it
 WORKDIR/checkpoints/40.damaged-TIME         a step that was not as it was saved, moved out of the way of a new one
 
@@ -19,7 +19,10 @@ import time
 import jax
 import numpy as np
 
-from vit_jax import diskfull, durable, folders, items, seal
+from vit_jax import checkpoint_items as items
+from vit_jax import checkpoint_seal as seal
+from vit_jax import checkpoint_steps as folders
+from vit_jax import diskfull, durable
 
 MINUTES = 30  # one process waits so long for another one to finish a step
 SECONDS = 60  # and so long to see it, as network file systems remember for a while that a name was not there

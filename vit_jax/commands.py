@@ -276,9 +276,9 @@ def serve(argv):
 def bench(argv):
   """Measures inference, a table on stderr and one JSON line on stdout; `vit_jax bench input` measures reading."""
   if argv[:1] == ['input']:
-    from vit_jax import intake
+    from vit_jax import bench_input
 
-    return intake.command(argv[1:])
+    return bench_input.command(argv[1:])
   parser = console.Parser('bench', bench.__doc__)
   add_model(parser)
   parser.add_argument('--batch', type=int, default=32, help='images at once (default: %(default)s)')

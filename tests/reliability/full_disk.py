@@ -26,7 +26,9 @@ sys.path[:0] = [str(pathlib.Path(__file__).absolute().parent.parent.parent)]
 
 import numpy as np  # noqa: E402
 
-from vit_jax import checkpoint, diskfull, items, seal  # noqa: E402
+from vit_jax import checkpoint, diskfull  # noqa: E402
+from vit_jax import checkpoint_items as items  # noqa: E402
+from vit_jax import checkpoint_seal as seal  # noqa: E402
 
 COUNT = 1 << 17  # float32 values of one array; three arrays are a step of 1.5 MB
 SIZE = 6 << 20  # bytes of the file system: two steps, the one being saved, and some

@@ -452,7 +452,7 @@ def sealed(change):
   """The maker of a run whose step was changed by one who wrote its manifest again: change(folder of the step, room)."""
 
   def make(room):
-    from vit_jax import seal
+    from vit_jax import checkpoint_seal as seal
 
     step = room.copy('run') / 'checkpoints' / '1'
     (step / 'manifest.json').unlink()

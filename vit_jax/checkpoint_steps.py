@@ -11,7 +11,9 @@ import re
 import shutil
 import sys
 
-from vit_jax import durable, items, seal
+from vit_jax import checkpoint_items as items
+from vit_jax import checkpoint_seal as seal
+from vit_jax import durable
 
 LEFTOVER = re.compile(r'\d+(\.saving.*|\.removing|\.orbax-checkpoint-tmp.*)')  # of a process that is gone
 ASIDE = 3  # as many damaged steps are kept as a run keeps by default, so that one accident removes none of them

@@ -1,4 +1,4 @@
-"""seal.py: a folder is whole, or it says which file is not, in every way that a file can differ, the manifest too."""
+"""A folder is whole, or checkpoint_seal.py says which file is not, in every way that one can differ."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from vit_jax import seal
+from vit_jax import checkpoint_seal as seal
 
 FILES = {'a': b'alpha', 'deep/b': bytes(100), 'deep/er/c': b'', 'info/metadata': b'{}'}
 

@@ -10,7 +10,8 @@ import math
 import jax
 import numpy as np
 
-from vit_jax import npz, seal
+from vit_jax import checkpoint_seal as seal
+from vit_jax import npz
 
 
 def arguments(arrays, info, score):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from vit_jax import cli, data, intake, models
+from vit_jax import bench_input, cli, data, models
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +34,7 @@ def test_rate_counts_batches_that_take_a_known_time(pictures, monkeypatch):
       yield {'image': np.zeros((batch, 16, 16, 3), np.uint8)}
 
   monkeypatch.setattr(data, 'train_batches', slow)
-  found = intake.rate(pictures, batch=8, seconds=0.3)
+  found = bench_input.rate(pictures, batch=8, seconds=0.3)
   assert found['images_per_second'] <= 400 < found['images_per_cpu_second'] < 801  # 8 in 20 ms, of which 10 are work
 
 
@@ -54,9 +54,9 @@ def test_waiting_is_the_share_of_a_step_in_which_no_batch_has_come(slow, picture
       time.sleep(step * slow)  # takes as long as the step, and nothing overlaps
       yield {'image': np.zeros((batch, 16, 16, 3), np.uint8), 'id': np.zeros(batch, np.int64)}
 
-  monkeypatch.setattr(intake, '_step', made)
+  monkeypatch.setattr(bench_input, '_step', made)
   monkeypatch.setattr(data, 'train_batches', batches)
-  found = intake.beside(model, pictures, batch=16, seconds=0.3)
+  found = bench_input.beside(model, pictures, batch=16, seconds=0.3)
   assert found['step_milliseconds'] >= 1000 * step
   assert found['step_images_per_second'] == pytest.approx(16_000 / found['step_milliseconds'])
   assert (found['waiting'] > 0.3) == slow and found['keeps_up'] is (found['waiting'] < 0.05)
@@ -72,7 +72,7 @@ def test_the_command_prints_one_line_of_json_and_a_table(capsys):
 
 
 def test_the_command_measures_a_real_step(capsys, pictures, model):
-  found = intake.beside(model, pictures, batch=8, seconds=0.05)
+  found = bench_input.beside(model, pictures, batch=8, seconds=0.05)
   assert found['step_milliseconds'] > 0 and 0 <= found['waiting'] < 1
 
 

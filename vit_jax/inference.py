@@ -3,10 +3,10 @@
 A picture is prepared as the weights' preprocessing row says, so the answer is the one that an evaluation would count.
 """
 
-import collections
-import concurrent.futures
+import contextlib
 import functools
 import glob
+import itertools
 import os
 import pathlib
 
@@ -155,18 +155,10 @@ def each(predictor, paths):
     except transforms.Unreadable as reason:
       return path, None, str(reason)
 
-  waiting, rest = collections.deque(), iter(paths)
-  with concurrent.futures.ThreadPoolExecutor(threads.cpus()) as pool:
-    try:
-      while True:
-        while len(waiting) < AHEAD * predictor.batch and (path := next(rest, None)) is not None:
-          waiting.append(pool.submit(answered, path))
-        batch = [waiting.popleft().result() for _ in range(min(predictor.batch, len(waiting)))]
-        if not batch:
-          return
-        good = [image for _, image, _ in batch if image is not None]
-        answers = iter(predictor(np.stack(good)) if good else ())
-        for path, image, reason in batch:
-          yield path, None if image is None else next(answers), reason
-    finally:
-      pool.shutdown(cancel_futures=True)
+  ahead = -(-AHEAD * predictor.batch // threads.cpus())
+  with contextlib.closing(threads.each(answered, paths, ahead=ahead)) as made:
+    while batch := list(itertools.islice(made, predictor.batch)):
+      good = [image for _, image, _ in batch if image is not None]
+      answers = iter(predictor(np.stack(good)) if good else ())
+      for path, image, reason in batch:
+        yield path, None if image is None else next(answers), reason

@@ -1,6 +1,7 @@
 """No number that is not finite reaches a checkpoint; what a person needs to find the cause is in one line."""
 
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -112,3 +113,16 @@ def test_what_ends_a_run_between_steps_loses_none(tmp_path):
   steps = saved(tmp_path)
   assert len(steps) == 1 and 2 <= steps[0] <= 4  # some batches are on their way to the device when it is found
   assert fit(tmp_path, optim).step == 12
+
+
+def test_a_run_that_waits_for_data_for_long_says_so(tmp_path, capfd):
+  def batches(*args, real=data_lib.train_batches, **options):
+    for i, batch in enumerate(real(*args, **options)):
+      time.sleep(1.5 * (i == 3))
+      yield batch
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(data_lib, 'train_batches', batches)
+    fit(tmp_path, optax.sgd(0.01), steps=6, watchdog=0.5)
+  said = capfd.readouterr().err
+  assert said.count('no progress for') >= 1 and '(phase data, step ' in said and 'in batches' in said

@@ -38,6 +38,56 @@ ENTRY %main.44_spmd (param: bf16[96,2304]) -> bf16[96,2304] {
 }
 """  # noqa: E501
 
+# Cut from steps compiled for 8 chips of v5e (libtpu 0.0.52): a gather that three kernels run beside, two scatters with
+# one channel, and a ring that gathers while it multiplies, two steps at a time.
+TPU = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+%fused_computation.413 (param_0.1437: bf16[1,96,768]) -> (bf16[1,96,768], bf16[1,768,768]) {
+  %param_0.1437 = bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %all-gather.78 = bf16[1,768,768]{2,1,0:T(8,128)(2,1)} all-gather(%param_0.1437), channel_id=44, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={1}, use_global_device_ids=true
+  ROOT %custom-call.4 = (bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)}, bf16[1,768,768]{2,1,0:T(8,128)(2,1)S(1)}, s32[2]{0:S(4)}) custom-call(%all-gather.78), custom_call_target="AsyncCollectiveStart"
+}
+%fused_computation.415 (param_0.1452: bf16[1,96,768]) -> bf16[1,768,768] {
+  %param_0.1452 = bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %all-gather.84 = bf16[1,768,768]{2,1,0:T(8,128)(2,1)S(1)} all-gather(%param_0.1452), channel_id=44, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={1}, use_global_device_ids=true
+  ROOT %custom-call.6 = bf16[1,768,768]{2,1,0:T(8,128)(2,1)S(1)} custom-call(%param_0.1452, %all-gather.84), custom_call_target="AsyncCollectiveDone"
+}
+%all-reduce-scatter.6.clone.1 (input_0.6: bf16[768,3072]) -> bf16[96,3072] {
+  %input_0.6 = bf16[768,3072]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-reduce.44 = bf16[768,3072]{1,0:T(8,128)(2,1)} all-reduce(%input_0.6), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add.clone
+  ROOT %ds = bf16[96,3072]{1,0:T(8,128)(2,1)} dynamic-slice(%all-reduce.44, %x, %y), dynamic_slice_sizes={96,3072}
+}
+%all-reduce-scatter.7 (input_0.7: bf16[768,3072]) -> bf16[96,3072] {
+  %input_0.7 = bf16[768,3072]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-reduce.43 = bf16[768,3072]{1,0:T(8,128)(2,1)} all-reduce(%input_0.7), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add.clone
+  ROOT %ds.1 = bf16[96,3072]{1,0:T(8,128)(2,1)} dynamic-slice(%all-reduce.43, %x, %y), dynamic_slice_sizes={96,3072}
+}
+%wide.windowed_dot_general_body_ag.6.clone.sunk (wide.param.2: (bf16[1,96,768], u32[])) -> (bf16[1,96,768], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %wide.param.2 = (bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)}, u32[]{:T(128)}) parameter(0)
+  %w = bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)} get-tuple-element(%wide.param.2), index=0
+  %collective-permute-start = (bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)}, bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%w), channel_id=82, source_target_pairs={{0,7},{1,0},{2,1},{3,2},{4,3},{5,4},{6,5},{7,6}}
+  %collective-permute-done = bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)} collective-permute-done(%collective-permute-start)
+  %i = u32[]{:T(128)} get-tuple-element(%wide.param.2), index=1
+  %next = u32[]{:T(128)} add(%i, %two)
+  ROOT %tuple.431 = (bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)}, u32[]{:T(128)}) tuple(%collective-permute-done, %next)
+}
+%wide.windowed_dot_general_cond_ag.6.clone (wide.param.111: (bf16[1,96,768], u32[])) -> pred[] {
+  %constant.2274 = u32[]{:T(128)} constant(4), metadata={op_name="jit(step)/jvp()/dot_general"}
+  %wide.param.111 = (bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)}, u32[]{:T(128)}) parameter(0)
+  %get-tuple-element.2191 = u32[]{:T(128)} get-tuple-element(%wide.param.111), index=1
+  ROOT %compare.81 = pred[]{:T(512)} compare(%get-tuple-element.2191, %constant.2274), direction=LT
+}
+ENTRY %main.43_spmd (param.0: bf16[1,96,768]) -> bf16[96,3072] {
+  %param.0 = bf16[1,96,768]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %fusion.413 = (bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)}, bf16[1,768,768]{2,1,0:T(8,128)(2,1)S(1)}, s32[2]{0:S(4)}) fusion(%param.0), kind=kCustom, calls=%fused_computation.413
+  %fusion.415 = bf16[1,768,768]{2,1,0:T(8,128)(2,1)S(1)} fusion(%param.0), kind=kCustom, calls=%fused_computation.415
+  %fusion.1 = bf16[96,3072]{1,0:T(8,128)(2,1)} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.6.clone.1
+  %fusion.2 = bf16[96,3072]{1,0:T(8,128)(2,1)} fusion(%h), kind=kCustom, calls=%all-reduce-scatter.7
+  ROOT %while.96 = (bf16[1,96,768]{2,1,0:T(8,128)(2,1)S(1)}, u32[]{:T(128)}) while(%t), condition=%wide.windowed_dot_general_cond_ag.6.clone, body=%wide.windowed_dot_general_body_ag.6.clone.sunk
+}
+"""  # noqa: E501
+
 
 def compiled(function, *arrays):
   """The rows of a function of (shape, spec) pairs on eight devices, with how its outputs lie."""
@@ -83,10 +133,20 @@ def test_a_gpu_pair_is_one_exchange(known):
   assert (gather['op'], gather['dtype'], gather['trips'], gather['group']) == ('all-gather', 'bf16', 12, 8)
   assert gather['bytes'] == 2 * (768 * 2304 + 2304) and gather['source'] == 'jit(step)/dot_general'
   assert (scatter['op'], scatter['bytes'], scatter['trips']) == ('reduce-scatter', 2 * 768 * 3072, 12)
-  assert scatter['computation'] == 'region_15.35_spmd'
+  assert scatter['computation'] == 'region_15.35_spmd' and scatter['ring'] == ''
   assert (reduced['op'], reduced['dtype'], reduced['trips']) == ('all-reduce', 'bf16/f32', 1)
   assert reduced['group'] == 4 and reduced['bytes'] == 420 and reduced['moved'] == 2 * 3 / 4 * 420
   assert (permuted['op'], permuted['bytes'], permuted['moved']) == ('collective-permute', 10, 10)
+
+
+def test_a_tpu_hides_what_it_does():
+  gather, first, second, ring = hlo.collectives(TPU)
+  assert (gather['op'], gather['bytes'], gather['group'], gather['trips']) == ('all-gather', 2 * 768 * 768, 8, 1)
+  for row in (first, second):
+    assert (row['op'], row['bytes']) == ('reduce-scatter', 2 * 768 * 3072)
+    assert row['moved'] == 7 / 8 * row['bytes']
+  assert (ring['op'], ring['ring'], ring['trips']) == ('collective-permute', 'gather', 2)
+  assert ring['moved'] == ring['bytes'] == 2 * 96 * 768
 
 
 def test_what_is_no_program_is_refused():

@@ -109,16 +109,38 @@ def called(instruction):
 
 
 def trips(program, instruction):
-  """How often a while loop runs its body, as XLA found out or as its condition says; None where neither tells."""
+  """How often a while loop runs its body, as XLA found out or as its condition says; None where neither tells.
+
+  A condition is taken to compare a counter, which starts at 0, with a limit.
+  """
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
   if known:
     return int(known[1])
-  condition = re.search(r'\bcondition=%?([\w.\-]+)', instruction.rest)
-  lines = list(program.computations[condition[1]].values()) if condition else []
-  lines += [line for one in lines for name in called(one) for line in program.computations.get(name, {}).values()]
-  limits = [int(number) for line in lines if line.op == 'constant' for number in line.operands if number.isdigit()]
-  compared = any(line.op == 'compare' and 'direction=LT' in line.rest for line in lines)
-  return limits[0] if compared and len(limits) == 1 else None
+  condition, body = (re.search(rf'\b{word}=%?([\w.\-]+)', instruction.rest) for word in ('condition', 'body'))
+  lines = dict(program.computations[condition[1]])
+  for name in [name for line in lines.values() for name in called(line)]:
+    lines |= program.computations[name]
+  limits = [_constant(line) for line in lines.values() if _constant(line) is not None]
+  compared = next((line for line in lines.values() if line.op == 'compare' and 'direction=LT' in line.rest), None)
+  if compared is None or len(limits) != 1:
+    return None
+  counter = lines.get(compared.operands[0])
+  index = re.search(r'\bindex=(\d+)', counter.rest) if counter else None
+  step = _step(program.computations[body[1]], int(index[1])) if index else 1
+  return -(-limits[0] // step)
+
+
+def _constant(line):
+  """The value of a line that is a whole number, else None."""
+  return int(line.operands[0]) if line.op == 'constant' and line.operands and line.operands[0].isdigit() else None
+
+
+def _step(body, index):
+  """What one turn of a loop adds to the counter at a place of its state: a TPU's ring takes two steps at a time."""
+  root = next(line for line in body.values() if line.root)
+  line = body.get(root.operands[index]) if root.op == 'tuple' and index < len(root.operands) else None
+  added = [_constant(body[name]) for name in line.operands if name in body] if line and line.op == 'add' else []
+  return next((number for number in added if number), 1)
 
 
 def executions(program):
@@ -146,21 +168,25 @@ def collectives(text):
   text: compiled.as_text().   A row is a dict: 'op', one of COLLECTIVES;   'dtype', the arrays' ('bf16', 'bf16/f32');
   'shapes', [(dtype, dimensions)] of the whole arrays, as they are before they are scattered or after they are gathered;
   'bytes', of these;   'moved', bytes that each device sends in a ring: (n - 1) / n of 'bytes', twice that for an
-  all-reduce, an n-th of it for an all-to-all;   'group', n, how many devices take part together;   'trips', how often a step does this, bytes and moved
-  are of one time;   'ring', whether it is one pass of a product that a TPU computes while it gathers or scatters;
-  'computation', 'source': where it stands, the operation of the model that it came from.
+  all-reduce, an n-th of it for an all-to-all;   'group', n, how many devices take part together;   'trips', how often
+  a step does this: bytes and moved are of one time;   'ring', 'gather' or 'scatter' for a permutation that is one pass
+  of such a ring of a TPU, around a product, else '';   'computation', where it stands;   'source', the operation of
+  the model that it came from.
   """
   program = parse(text)
   times, rows, seen = executions(program), [], set()
   for name, lines in program.computations.items():
     for instruction in lines.values():
       op = instruction.op.removesuffix('-start')
+      if op not in COLLECTIVES or not times[name]:
+        continue
+      row = _row(program, name, instruction, op) | {'trips': times[name]}
       channel = re.search(r'channel_id=(\d+)', instruction.rest)
-      if op not in COLLECTIVES or not times[name] or channel and (op, channel[1]) in seen:
-        continue  # a TPU prints one and the same in each computation that waits for it
-      if channel:
-        seen.add((op, channel[1]))
-      rows.append(_row(program, name, instruction, op) | {'trips': times[name]})
+      same = channel and (row['op'], channel[1], *row['shapes'])
+      if same in seen and row['op'] != 'reduce-scatter':
+        continue  # a TPU prints one and the same in each kernel that runs beside it
+      seen |= {same} if same else set()
+      rows.append(row)
   return rows
 
 
@@ -174,6 +200,7 @@ def _row(program, computation, instruction, op):
   ways = {'all-reduce': 2 * (n - 1) / n, 'collective-permute': 1.0, 'collective-broadcast': 1.0}
   ways |= {'all-to-all': (n - 1) / n**2, 'ragged-all-to-all': (n - 1) / n**2}
   source = re.search(r'op_name="([^"]*)', instruction.rest)
+  ring = re.search(r'windowed_dot_general_body_(ag|rs)', computation)
   return {
     'op': op,
     'dtype': '/'.join(sorted({dtype for dtype, _ in arrays})),
@@ -181,7 +208,7 @@ def _row(program, computation, instruction, op):
     'bytes': whole,
     'moved': whole * ways.get(op, (n - 1) / n),
     'group': n,
-    'ring': 'windowed_dot_general' in computation,
+    'ring': {'ag': 'gather', 'rs': 'scatter'}[ring[1]] if ring else '',
     'computation': computation,
     'source': source[1] if source else '',
   }

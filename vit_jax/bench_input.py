@@ -5,7 +5,6 @@ is measured on a batch that lies on the device, and then with batches as they co
 of a step and the arrival of the next batch.
 """
 
-import functools
 import itertools
 import json
 import statistics
@@ -124,19 +123,13 @@ def _timed(run, step, batches, seconds):
 
 def _step(model, data, mesh, dtype):
   """(the state of a run, its jitted training step) as train.fit makes them, without augmentation."""
-  import jax
-
-  from vit_jax import optim, sharding, state, tasks
+  from vit_jax import optim, state, tasks
   from vit_jax import step as step_lib
 
-  optimizer = optim.make(total_steps=1_000_000)
   graphdef, params, rest = state.split(model)
-  init = functools.partial(step_lib.init, optimizer, seed=0)
-  places = sharding.shardings(mesh, jax.eval_shape(init, params, rest))
-  run = jax.jit(init, out_shardings=places)(params, rest)
-  step = step_lib.make_step(graphdef, optimizer, tasks.suited(None, data), data.row, seed=0,
-                            options=step_lib.Step(dtype=dtype), mesh=mesh)  # fmt: skip
-  return run, jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+  program = step_lib.jitted(graphdef, params, rest, optim.make(total_steps=1_000_000), tasks.suited(None, data),
+                            data.row, seed=0, options=step_lib.Step(dtype=dtype), mesh=mesh)  # fmt: skip
+  return program.init(params, rest), program.step
 
 
 def _model(name, data, size):

@@ -23,7 +23,8 @@ CONTEXT = {
   'data': ('size', 'classes'),
   'task': ('classes',),
   'optim': ('total_steps',),
-  'save': ('workdir',),
+  'save': ('workdir', 'elsewhere'),
+  'mesh': ('devices',),
 }
 WORDS = {'true': True, 'false': False, 'none': None}
 

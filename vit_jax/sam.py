@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.models import placement
+
 TINY = 1e-30  # what divides by a norm divides by no less: a gradient that is zero stays zero
 
 
@@ -132,7 +134,8 @@ def _grouped(fn, groups, mesh):
     cut = lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:])
 
     def group(i, rows):
-      return fn(trainable, frozen, rest, rows, jax.random.fold_in(key, i), step)
+      with placement.on(mesh, spread=False):
+        return fn(trainable, frozen, rest, rows, jax.random.fold_in(key, i), step)
 
     rows = jax.tree.map(cut, batch)
     shapes = jax.eval_shape(group, 0, jax.tree.map(lambda a: a[0], rows))

@@ -8,14 +8,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import state
+from vit_jax.models import placement
 
 AXES = ('data', 'fsdp', 'tensor')
-BATCH = P(('data', 'fsdp'))
 
 # Pattern of a path -> mesh axis of each dimension. Kernels are cut on their input axis: cut on the output axis, a TPU
 # would sum fc1's gradient on every chip instead of scattering it. Stacked layers keep their leading axis whole.
 TABLE = (
-  (r'(patch_embed|stem)/proj/kernel', ('fsdp', None, None, None)),
+  (r'(patch_embed|stem)/proj/kernel', (('tensor', 'fsdp'), None, None, None)),
   (r'(conv[123]?|conv1/\d|downsample/\d|head/fc)/kernel', (None, None, 'fsdp', None)),
   (r'(qkv|kv)/kernel', ('fsdp', None, 'tensor', None)),
   (r'(qkv|kv)/bias', (None, 'tensor', None)),
@@ -25,7 +25,7 @@ TABLE = (
   (r'mlp(_tokens|_channels)?/(fc1|fc1_g|fc1_x)/kernel', ('fsdp', 'tensor')),
   (r'mlp(_tokens|_channels)?/(fc1|fc1_g|fc1_x)/bias', ('tensor',)),
   (r'mlp(_tokens|_channels)?/fc2/kernel', (('tensor', 'fsdp'), None)),
-  (r'(head|head_dist|pre_logits|decoder_embed|decoder_pred)/kernel', ('fsdp', None)),
+  (r'(head|head_dist|pre_logits|decoder_embed|decoder_pred)/kernel', (('tensor', 'fsdp'), None)),
   (r'(in_proj|attn_out_proj|mlp_out_proj|out_proj)/kernel', ('fsdp', None)),
   (r'(q_bias|k_bias|v_bias|gamma_1|gamma_2|relative_position_bias_table|mask_token|decoder_pos_embed)', ()),
   (r'(cls_token|reg_token|dist_token|mlp_bias|lambda_[qk][12]|pos_embed|latent|scale|bias|gamma)', ()),
@@ -33,12 +33,13 @@ TABLE = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1):
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None):
   """The mesh of all devices, axes (data, fsdp, tensor); one of the sizes may be -1 and takes what is left.
 
+  devices: None = those of jax.devices(); a plan gives some that are not here.
   Raises ValueError if the sizes do not multiply to the number of devices.
   """
-  sizes, n = [data, fsdp, tensor], jax.device_count()
+  sizes, n = [data, fsdp, tensor], jax.device_count() if devices is None else len(devices)
   if sizes.count(-1) > 1 or any(size != -1 and size < 1 for size in sizes):
     raise ValueError(f'mesh is data={data}, fsdp={fsdp}, tensor={tensor}; give sizes from 1, and -1 at most once.')
   known = math.prod(size for size in sizes if size != -1)
@@ -46,7 +47,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1):
   if math.prod(sizes) != n:
     raise ValueError(f'mesh data={data}, fsdp={fsdp}, tensor={tensor} does not multiply to the {n} devices there are.')
   # Auto: since jax 0.9 make_mesh is Explicit by default, which refuses to broadcast a class token over a sharded batch.
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def check_batch(mesh, **batches):
@@ -60,7 +61,7 @@ def check_batch(mesh, **batches):
 
 def batch(mesh):
   """The sharding of a batch: its first axis over data and fsdp."""
-  return NamedSharding(mesh, BATCH)
+  return NamedSharding(mesh, placement.BATCH)
 
 
 def replicated(mesh):

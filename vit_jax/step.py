@@ -4,14 +4,18 @@ What a kind of training adds is a wrapper: of the pictures (augment.py), of the 
 optimizer (optim.py), of the parameters (tuning.py).
 """
 
+from collections.abc import Callable
 import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import augment, sam, state, tuning
+from vit_jax import augment, sam, sharding, state, tuning
 from vit_jax import optim as optim_lib
+from vit_jax.models import placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +97,8 @@ def make_step(graphdef, optimizer, task, row, *, seed, options, mesh=None, teach
   is the old one but for its step.
 
   run: {'step', 'params', 'rest', 'opt'[, 'ema'][, 'frozen']}.   batch: 'image' uint8 (b, h, w, c), 'label' int32 (b,).
-  teacher: a distill.Teacher that looks at each batch, None where there is none or the batch has its logits.
+  mesh: the devices it is for, None = jax's default one.   teacher: a distill.Teacher that looks at each batch, None
+  where there is none or the batch has its logits.
   """
   augmented = augment.make(**options.augment)
 
@@ -107,6 +112,10 @@ def make_step(graphdef, optimizer, task, row, *, seed, options, mesh=None, teach
   grad_fn = sam.wrapped(grad_fn, optimizer.sam, optimizer.share, mesh)
 
   def train_step(run, batch, weights=None):
+    with placement.on(mesh):
+      return one(run, batch, weights)
+
+  def one(run, batch, weights):
     key = jax.random.fold_in(jax.random.key(seed), run['step'])
     augment_key, model_key = jax.random.split(key)
     batch = augmented(augment_key, {**batch, 'target': task.target(batch)}, row)
@@ -130,6 +139,35 @@ def make_step(graphdef, optimizer, task, row, *, seed, options, mesh=None, teach
   return train_step
 
 
+class Program(NamedTuple):
+  """A training step for a mesh, with what it reads.
+
+  init: (params, rest) -> the state of a run, jitted.   places: the sharding of each array of that state.   shapes: it
+  as ShapeDtypeStructs with these shardings.   step: the jitted make_step, which takes over the state it is given; of
+  several processes it is `together`.
+  """
+
+  init: Callable
+  places: Any
+  shapes: Any
+  step: Callable
+
+
+def jitted(graphdef, params, rest, optimizer, task, row, *, seed, options, mesh, teacher=None):
+  """The Program of make_step with these arguments; params and rest may be shapes. Nothing is compiled yet."""
+  start = functools.partial(init, optimizer, seed=seed)
+  run = jax.eval_shape(start, params, rest)
+  places = sharding.shardings(mesh, run)
+  step = make_step(graphdef, optimizer, task, row, seed=seed, options=options, mesh=mesh, teacher=teacher)
+  step = together(step) if jax.process_count() > 1 else step
+  # The state is placed by the step's own shardings from the start, so that the step is compiled once.
+  outputs = places, sharding.replicated(mesh)
+  return Program(
+    jax.jit(start, out_shardings=places), places, sharding.abstract(run, places),
+    jax.jit(step, donate_argnums=0, out_shardings=outputs),
+  )  # fmt: skip
+
+
 def together(train_step):
   """The train_step of several processes: the largest 'stop' of the batch, int32, is among the values of each.
 
@@ -144,12 +182,13 @@ def together(train_step):
   return step
 
 
-def make_eval_step(graphdef, task, row, dtype):
+def make_eval_step(graphdef, task, row, dtype, mesh=None):
   """eval_step(params, rest, batch) -> sums of the task's metrics, to be jitted. batch has a 'mask' float32 (b,)."""
 
   def eval_step(params, rest, batch):
     images = augment.normalise(batch['image'], row['mean'], row['std'], dtype)
-    outputs = state.merge(graphdef, state.cast(params, dtype), rest)(images).astype(jnp.float32)
+    with placement.on(mesh):
+      outputs = state.merge(graphdef, state.cast(params, dtype), rest)(images).astype(jnp.float32)
     return task.metrics(outputs, batch)
 
   return eval_step

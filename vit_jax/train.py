@@ -43,7 +43,7 @@ class Evaluator:
   def __init__(self, graphdef, task, data, source, *, mesh, batch, dtype):
     sharding.check_batch(mesh, batch_eval=batch)
     self.task, self.data, self.source, self.mesh, self.batch = task, data, source, mesh, batch
-    step = step_lib.make_eval_step(graphdef, task, data.row, dtype)
+    step = step_lib.make_eval_step(graphdef, task, data.row, dtype, mesh)
     self.step = jax.jit(step, out_shardings=sharding.replicated(mesh))
 
   def __call__(self, params, rest):
@@ -89,8 +89,9 @@ def fit(
   of load or fit.   optim: keyword arguments of optim.make, or an optax transformation.   step, save, mesh: keyword
   arguments of Step, checkpoint.Checkpoints and sharding.make_mesh.
   batch, batch_eval: pictures a step, over all devices.   log_every, eval_every: in steps; None = at the end only.
-  profile: (first, last) step of a jax.profiler trace.   workdir: where to write, and what to resume; None = nothing is
-  written.   config: what run.json records and a resumed run is compared with, None = these arguments.
+  profile: (first, last) step of a jax.profiler trace.   workdir: where to write, and what to resume, a folder or an
+  address such as gs://BUCKET/NAME; None = nothing is written.   config: what run.json records and a resumed run is
+  compared with, None = these arguments.
   extend: allow a larger `steps` than the workdir was begun with.   watchdog: seconds without progress after which the
   stacks of all threads are shown.
 
@@ -116,33 +117,26 @@ def fit(
                       **taught)  # fmt: skip
   graphdef, params, rest = state.split(model)
   optimizer = _tuned(optimizer, params)
-  init = functools.partial(step_lib.init, optimizer, seed=seed)
-  places = sharding.shardings(devices, jax.eval_shape(init, params, rest))
+  looking = teacher if teacher is not None and task.teacher_at == 'step' else None
+  program = step_lib.jitted(graphdef, params, rest, optimizer, task, data.row, seed=seed, options=options, mesh=devices,
+                            teacher=looking)  # fmt: skip
   hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
   with guard.run(hosts=jax.process_count()), guard.watchdog(watchdog), contextlib.ExitStack() as stack:
     folder = Workdir(workdir, config | taught, model=model, data=data, steps=steps, save=save or {}, extend=extend)
     stack.callback(folder.close)
-    shapes = sharding.abstract(jax.eval_shape(init, params, rest), places)
-    folder.check_room(shapes)
-    if folder.first:
-      run = folder.restore(shapes)
-    else:
-      run = jax.jit(init, out_shardings=places)(params, rest)
+    folder.check_room(program.shapes)
+    run = folder.restore(program.shapes) if folder.first else program.init(params, rest)
     if folder.finished and (data.test is None or folder.metrics()):
       folder.say_finished()
       state.update(model, *step_lib.weights(run))
       return Result(model, folder.metrics() or {}, steps)
 
-    watch = watch_lib.Watch(workdir, total_steps=steps, start=folder.first, primary=jax.process_index() == 0)
+    watch = watch_lib.Watch(folder.path, total_steps=steps, start=folder.first, primary=jax.process_index() == 0)
     stack.callback(watch.close)
     if folder.begun not in (None, steps) and optimizer.schedule:
       _note_extended(watch, folder, optimizer.schedule, _optimizer(optim, folder.begun).schedule)
     data = dataclasses.replace(data, report=watch.warn)
-    looking = teacher if teacher is not None and task.teacher_at == 'step' else None
-    train_step = step_lib.make_step(graphdef, optimizer, task, data.row, seed=seed, options=options, mesh=devices,
-                                    teacher=looking)  # fmt: skip
-    train_step = step_lib.together(train_step) if jax.process_count() > 1 else train_step
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, sharding.replicated(devices)))
+    train_step = program.step
     test = None if data.test is None else Evaluator(graphdef, task, data, data.test, mesh=devices, batch=batch_eval,
                                                     dtype=options.dtype)  # fmt: skip
     batches = data_lib.train_batches(data, batch=batch, seed=seed, start=folder.first, **hosts)
@@ -211,7 +205,7 @@ def _loop(run, train_step, placed, test, watch, folder, *, batch, log_every, mes
         metrics = evaluate()
       if evaluated or due(number, folder.every):  # evaluated first: its line is kept
         save(metrics if evaluated else None)
-  except (ValueError, OSError, KeyboardInterrupt, guard.Stopped) as end:
+  except (ValueError, OSError, KeyboardInterrupt, guard.Stopped, guard.Unreachable) as end:
     # What ends a run while it waits for data or evaluates leaves the last step whole: nothing of it is lost. Several
     # processes agree on a stop, but not on what befell one of them.
     if isinstance(end, guard.Stopped) or guard.NOW.phase in ('data', 'evaluation') and not several:

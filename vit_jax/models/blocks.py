@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models import layers
+from vit_jax.models import layers, placement
 from vit_jax.models.layers import drop_path, fold
 
 REMAT = {
@@ -291,7 +291,7 @@ class Blocks(nnx.Module):
 
       def body(x, layer):
         state, i, rate, own = layer
-        x = nnx.merge(graphdef, state)(x, n, rate=rate, key=fold(key, i), **context, **own)
+        x = placement.rows(nnx.merge(graphdef, state)(x, n, rate=rate, key=fold(key, i), **context, **own))
         return x, x if collect else None
 
       if self.remat != 'none':
@@ -309,11 +309,11 @@ class Blocks(nnx.Module):
 
   def _run(self, i, x, n, rate, key, context):
     if self.remat == 'none':
-      return self[i](x, n, rate=rate, key=key, **context)
+      return placement.rows(self[i](x, n, rate=rate, key=key, **context))
     graphdef, state = nnx.split(self[i])  # an nnx Variable must not be closed over by jax.checkpoint
 
     def run(state, x, key, context):
-      return nnx.merge(graphdef, state)(x, n, rate=rate, key=key, **context)
+      return placement.rows(nnx.merge(graphdef, state)(x, n, rate=rate, key=key, **context))
 
     return jax.checkpoint(run, policy=REMAT[self.remat])(state, x, key, context)
 
@@ -321,6 +321,6 @@ class Blocks(nnx.Module):
 def through(blocks, x, *, key=None, collect=False, name='block', **context):  # (b, n, d)
   """Tokens after the last of Blocks (b, n, d), and with collect those after each: {'block0': (b, n, d), ...}."""
   b, n, d = x.shape
-  x = blocks(x.reshape(b * n, d), n, key=key, collect=collect, **context)
+  x = blocks(placement.rows(x.reshape(b * n, d)), n, key=key, collect=collect, **context)
   x, after = x if collect else (x, [])
   return x.reshape(b, n, d), {f'{name}{i}': y.reshape(b, n, d) for i, y in enumerate(after)}

@@ -8,7 +8,7 @@ The rows are in vit_variants.py.
 from flax import nnx
 import jax.numpy as jnp
 
-from vit_jax.models import blocks, layers, positions
+from vit_jax.models import blocks, layers, placement, positions
 
 Size = int | tuple[int, int]  # a square's side, or (h, w)
 POOLS = ('token', 'avg', 'max', 'avgmax', 'token_avg', 'map', '')
@@ -180,9 +180,9 @@ class VisionTransformer(nnx.Module):
 
   def outputs(self, x, *, key=None):  # (b, n, d) of features
     """{'pre_logits': what the head reads, 'logits': what it gives}; the same without a head."""
-    x = self.pool(x)
+    x = placement.rows(self.pool(x))
     y = layers.dropout(x, self.drop_rate, key)
-    return {'pre_logits': x, 'logits': y if self.head is None else self.head(y)}
+    return {'pre_logits': x, 'logits': y if self.head is None else placement.rows(self.head(y))}
 
   def __call__(self, images, *, key=None):  # (b, h, w, c)
     return self.outputs(self.features(images, key=key), key=layers.fold(key, 2))['logits']

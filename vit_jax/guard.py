@@ -27,7 +27,7 @@ import types
 NUMBERS = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 TIDY = 5  # seconds for the main thread to close files after it has saved
 NOW = types.SimpleNamespace(  # raised: whether Stopped has been; a second one would disturb the saving
-  phase='start', step=None, since=time.monotonic(), unsaved=False, several=False, signal=0, raised=False
+  phase='start', step=None, since=time.monotonic(), unsaved=False, several=False, signal=0, raised=False, failure=None
 )
 _LEAVING = threading.Lock()  # of two threads that would end the process, one says why
 
@@ -48,6 +48,10 @@ class Failed(RuntimeError):
   """The run cannot go on, for a reason that one line explains: exit code 1, without a traceback."""
 
 
+class Unreachable(Failed):
+  """What is kept elsewhere cannot be read or written there; str() is the line for the user."""
+
+
 def at(phase, step=None):
   """Says what the run does now: 'start', 'compile', 'data', 'step', 'evaluation', 'save' or 'end'. It is progress."""
   NOW.phase, NOW.step = phase, NOW.step if step is None else step
@@ -55,14 +59,22 @@ def at(phase, step=None):
 
 
 def requested():
-  """The number of the signal that asked the run to end, 0 when none did."""
+  """The number of the signal that asked the run to end, 0 when none did. Raises Failed where `fail` was told why."""
+  if NOW.failure:
+    raise Failed(NOW.failure)
   return NOW.signal
+
+
+def fail(line):
+  """Has the run end after its next step, with a line and without saving; to be called by any thread."""
+  NOW.failure = line
 
 
 @contextlib.contextmanager
 def run(*, hosts=1):
   """Around the part of a run that has something to save; hosts: how many processes must agree about its end."""
   at('start')  # again, after a run that has ended
+  NOW.failure = None
   NOW.several = NOW.unsaved = hosts > 1  # of several processes, none ends by itself
   try:
     yield

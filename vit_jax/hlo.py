@@ -20,6 +20,7 @@ COLLECTIVES = (
 HEADER = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
 LINE = re.compile(r'\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
 CALLED = re.compile(r'\b(?:calls|to_apply|body|called_computations|branch_computations|\w+_computation)=')
+COMMENT = re.compile(r'/\*[^*]*\*/')  # /*index=5*/
 NAMES = re.compile(r'%?([\w.\-]+)')
 
 
@@ -63,6 +64,7 @@ def parse(text):
 
 def _operands(text):
   """(names of the operands, what follows their closing parenthesis)."""
+  text = COMMENT.sub('', text)
   end = text.index(')')
   if not re.search(r'[(\[{]', text[:end]):  # names only, as most lines have it
     return tuple(word.split()[-1].lstrip('%') for word in text[:end].split(',') if word.strip()), text[end + 1 :]

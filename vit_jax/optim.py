@@ -7,6 +7,7 @@ weights, Polyak & Juditsky 1992, with the warm-up of TensorFlow's ExponentialMov
 
 from collections.abc import Callable
 import difflib
+import functools
 import types
 from typing import NamedTuple
 
@@ -79,6 +80,13 @@ def make(
   tx = optax.chain(*chain, optax.scale_by_learning_rate(rate))
   share = lambda step: jnp.maximum(0, (rate(step) / lr - end) / (1 - end))
   return Optimizer(tx, rate, ema, how, sam_lib.Sam(**sam), share)
+
+
+def tuned(optimizer, params):
+  """The Optimizer with the rates of a model's parameters; raises ValueError for what its tuning cannot do to them."""
+  split = functools.partial(tuning.split, tuning=optimizer.tuning, key=jax.random.key(0))
+  everything = state.combine(*jax.eval_shape(split, params))
+  return optimizer._replace(tx=tuning.scaled(optimizer.tx, everything, optimizer.tuning))
 
 
 def _check(name, *, lr, mask, decay_by, ema):

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from vit_jax import data as data_lib
-from vit_jax import distill, guard, health, pretrained, sam, sharding, state, tasks, tuning
+from vit_jax import distill, guard, health, pretrained, sam, sharding, state, tasks
 from vit_jax import metrics as metrics_lib
 from vit_jax import optim as optim_lib
 from vit_jax import step as step_lib
@@ -116,7 +116,7 @@ def fit(
   pretrained.remember(model, preprocessing=data.row, classes=list(data.classes), ids=None, loss=task.loss_name,
                       **taught)  # fmt: skip
   graphdef, params, rest = state.split(model)
-  optimizer = _tuned(optimizer, params)
+  optimizer = optim_lib.tuned(optimizer, params)
   looking = teacher if teacher is not None and task.teacher_at == 'step' else None
   program = step_lib.jitted(graphdef, params, rest, optimizer, task, data.row, seed=seed, options=options, mesh=devices,
                             teacher=looking)  # fmt: skip
@@ -302,10 +302,3 @@ def _optimizer(optim, steps):
   if isinstance(optim, optax.GradientTransformation):
     return optim_lib.make(total_steps=steps)._replace(tx=optim, schedule=None)
   return optim_lib.make(**optim or {}, total_steps=steps)
-
-
-def _tuned(optimizer, params):
-  """The Optimizer with the rates of a model's parameters; raises ValueError for what its tuning cannot do to them."""
-  split = functools.partial(tuning.split, tuning=optimizer.tuning, key=jax.random.key(0))
-  everything = state.combine(*jax.eval_shape(split, params))
-  return optimizer._replace(tx=tuning.scaled(optimizer.tx, everything, optimizer.tuning))

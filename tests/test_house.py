@@ -53,6 +53,15 @@ MAY_IMPORT = {
   'charts': set(),
   'scores': set(),
   'signatures': set(),
+  'plan': {'console', 'machines', 'main'},
+  'planned': {
+    'bench', 'config', 'console', 'exchange', 'footprint', 'hlo', 'kernels', 'machines', 'models', 'optim',
+    'sam', 'sharding', 'state', 'step', 'tasks', 'train', 'transforms',
+  },
+  'footprint': {'bench', 'models', 'optim', 'pretrained', 'sharding', 'signatures', 'state', 'step', 'tuning'},
+  'machines': {'console'},
+  'exchange': set(),
+  'kernels': {'hlo'},
   'hlo': set(),
   'bench': {'console', 'models', 'models/vit', 'pretrained', 'state', 'tuning'},
   'bench_input': {
@@ -158,10 +167,11 @@ MAY_IMPORT = {
   'models/vit': {'models/blocks', 'models/layers', 'models/placement', 'models/positions'},
   'models/vit_variants': {'models/vit'},
   'models/deit': {'models/layers', 'models/vit'},
-  'models/blocks': {'models/layers', 'models/placement'},
+  'models/blocks': {'models/attention', 'models/layers', 'models/placement'},
   'models/resnet': {'models/blocks', 'models/layers'},
   'models/hybrid': {'models/layers', 'models/resnet', 'models/vit'},
-  'models/layers': {'models/placement'},
+  'models/attention': {'models/placement'},
+  'models/layers': {'models/attention', 'models/placement'},
   'models/placement': set(),
   'models/positions': set(),
 }  # fmt: skip
@@ -174,6 +184,7 @@ WITHOUT_JAX = {
   '__init__', '__main__', 'check', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures', 'scan',
   'markers', 'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub',
   'npz', 'download', 'formats', 'guard', 'hosts', 'shards', 'prepare', 'packing', 'diskfull', 'bench_input',
+  'plan', 'machines',
 }  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',

@@ -68,8 +68,8 @@ MAY_IMPORT = {
     'console', 'data', 'memory', 'models', 'optim', 'pretrained', 'sharding', 'state', 'step', 'tasks',
   },
   'train': {
-    'data', 'distill', 'guard', 'health', 'metrics', 'optim', 'pretrained', 'sam', 'sharding', 'state', 'step', 'tasks',
-    'tuning', 'watch', 'workdir',
+    'data', 'distill', 'guard', 'health', 'metrics', 'models/attention', 'models/placement', 'optim', 'pretrained', 'sam',
+    'sharding', 'state', 'step', 'tasks', 'tuning', 'watch', 'workdir',
   },
   'step': {'augment', 'models/placement', 'optim', 'sam', 'sharding', 'state', 'tuning'},
   'sam': {'models/placement'},

@@ -52,7 +52,7 @@ def test_dropout_needs_a_key():
 
 @pytest.mark.parametrize(('arguments', 'said'), [
   (dict(global_pool='token'), "global_pool is 'token'; an MLP-Mixer has no class token: choose 'avg' or ''."),
-  (dict(attention='cudnn'), "An MLP-Mixer has no attention to compute by 'cudnn'; leave attention='xla'."),
+  (dict(attention='cudnn'), "An MLP-Mixer has no attention to compute by 'cudnn'; leave attention='auto'."),
 ])  # fmt: skip
 def test_what_cannot_be_built_says_so_in_one_line(arguments, said):
   with pytest.raises(ValueError) as caught:

@@ -217,7 +217,7 @@ def test_bfloat16_in_bfloat16_out():
   (dict(act_layer='gelu_new'), "act_layer is 'gelu_new'"),
   (dict(pos_embed='sincos2d', embed_dim=30, num_heads=2), 'multiple of 4'),
   (dict(remat='some'), "remat is 'some'; choose one of none, dots, full."),
-  (dict(attention='flash'), "attention is 'flash'; choose one of xla, cudnn."),
+  (dict(attention='flash'), "attention is 'flash'; choose one of auto, xla, cudnn, splash."),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_built_says_so_in_one_line(arguments, said):
   with pytest.raises(ValueError) as caught:

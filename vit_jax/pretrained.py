@@ -234,24 +234,35 @@ def _said(model):
 
 
 def plain(model):
-  """The same weights, computed layer by layer (scan=False, remat='none', attention='xla'); the model itself if it is.
+  """The same weights, computed layer by layer (scan=False, remat='none') and by attention='xla'.
 
   Raises ValueError for a model that is computed in another way and was not made by create_model, load or fit.
   """
   inside = [module for _, module in convert.modules(model)]
-  same = not any(getattr(m, 'scan', False) or getattr(m, 'remat', 'none') != 'none' for m in inside)
-  if same and all(getattr(m, 'implementation', 'xla') == 'xla' for m in inside):
-    return model
+  if not any(getattr(m, 'scan', False) or getattr(m, 'remat', 'none') != 'none' for m in inside):
+    return _by_xla(model)
   made = origin(model)
   if made is None:
     raise ValueError(
-      'A model that was changed in Python can neither be looked into nor exported through scan, remat or cudnn; build '
-      "it with scan=False, remat='none', attention='xla'."
+      'A model that was changed in Python can neither be looked into nor exported through scan or remat; build it with '
+      "scan=False, remat='none'."
     )
   _, params, rest = state.split(model)
   new = models.abstract(made['name'], **made['architecture'])
   nnx.update(new, state.unstack(state.combine(params, rest)))
   new.origin = model.origin
+  return _by_xla(new)
+
+
+def _by_xla(model):
+  """The model with attention whose weights can be seen and exported: itself where it has no other."""
+  if all(getattr(m, 'implementation', 'xla') == 'xla' for _, m in convert.modules(model)):
+    return model
+  new = nnx.merge(*nnx.split(model))
+  for _, module in convert.modules(new):
+    for name in ('implementation', 'attention'):
+      if isinstance(getattr(module, name, None), str):
+        setattr(module, name, 'xla')
   return new
 
 

@@ -15,7 +15,7 @@ AXES = ('data', 'fsdp', 'tensor')
 # Pattern of a path -> mesh axis of each dimension. Kernels are cut on their input axis: cut on the output axis, a TPU
 # would sum fc1's gradient on every chip instead of scattering it. Stacked layers keep their leading axis whole.
 TABLE = (
-  (r'(patch_embed|stem)/proj/kernel', (('tensor', 'fsdp'), None, None, None)),
+  (r'(patch_embed|stem)/proj/kernel', ('fsdp', None, None, None)),
   (r'(conv[123]?|conv1/\d|downsample/\d|head/fc)/kernel', (None, None, 'fsdp', None)),
   (r'(qkv|kv)/kernel', ('fsdp', None, 'tensor', None)),
   (r'(qkv|kv)/bias', (None, 'tensor', None)),
@@ -25,7 +25,7 @@ TABLE = (
   (r'mlp(_tokens|_channels)?/(fc1|fc1_g|fc1_x)/kernel', ('fsdp', 'tensor')),
   (r'mlp(_tokens|_channels)?/(fc1|fc1_g|fc1_x)/bias', ('tensor',)),
   (r'mlp(_tokens|_channels)?/fc2/kernel', (('tensor', 'fsdp'), None)),
-  (r'(head|head_dist|pre_logits|decoder_embed|decoder_pred)/kernel', (('tensor', 'fsdp'), None)),
+  (r'(head|head_dist|pre_logits|decoder_embed|decoder_pred)/kernel', ('fsdp', None)),
   (r'(in_proj|attn_out_proj|mlp_out_proj|out_proj)/kernel', ('fsdp', None)),
   (r'(q_bias|k_bias|v_bias|gamma_1|gamma_2|relative_position_bias_table|mask_token|decoder_pos_embed)', ()),
   (r'(cls_token|reg_token|dist_token|mlp_bias|lambda_[qk][12]|pos_embed|latent|scale|bias|gamma)', ()),

@@ -35,7 +35,7 @@ class Step:
   accumulate: int | None = 1
   remat: str = 'none'
   scan: bool = False
-  attention: str = 'xla'
+  attention: str = 'auto'
   augment: dict = dataclasses.field(default_factory=dict)
   skip_nonfinite: int = 0
 

@@ -23,6 +23,7 @@ from vit_jax import metrics as metrics_lib
 from vit_jax import optim as optim_lib
 from vit_jax import step as step_lib
 from vit_jax import watch as watch_lib
+from vit_jax.models import attention, placement
 from vit_jax.workdir import Workdir
 
 # Of an evaluation, in metrics.jsonl, as far as its task has them.
@@ -255,9 +256,8 @@ def _trace(profile, step, folder):
 
 def check_counts(devices, options, *, batch, batch_eval, log_every=1, eval_every=None):
   """Raises ValueError for counts that are too small or do not divide, and for what these devices cannot do."""
-  platform = devices.devices.flat[0].platform
-  if options.attention == 'cudnn' and platform != 'gpu':
-    raise ValueError(f"step.attention='cudnn' needs an NVIDIA GPU, and this is a {platform}; choose 'xla'.")
+  with placement.on(devices):
+    attention.check(options.attention, placement.platform(), options.dtype)
   if log_every < 1 or eval_every is not None and eval_every < 1:
     raise ValueError(
       f'log_every={log_every} and eval_every={eval_every} count steps from 1; eval_every=None is once, last.'

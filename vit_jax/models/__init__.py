@@ -93,7 +93,7 @@ def architecture(name, **overrides):
   return known | row | overrides
 
 
-def build(name, *, rngs, num_classes=None, scan=False, remat='none', attention='xla', **overrides):
+def build(name, *, rngs, num_classes=None, scan=False, remat='none', attention='auto', **overrides):
   """A freshly drawn model by name; num_classes None keeps the row's number."""
   cls, _ = variant(name)
   if num_classes is not None:

@@ -45,7 +45,7 @@ class Attention(layers.Attention):
     self.q_bias, self.k_bias, self.v_bias = vector(spec.qkv_bias), vector(k_bias), vector(spec.qkv_bias)
     self.relative_position_bias_table = None if window is None else _relative_table(window, spec.num_heads, rngs)
 
-  def mix(self, q, k, v, n, *, index=None, resize=None, bias=None, rotary=None, key=None):  # (b*n, h, c)
+  def mix(self, q, k, v, n, *, real=None, index=None, resize=None, bias=None, rotary=None, key=None):  # (b*n, h, c)
     """index, resize: for the own table.   bias: (h, n, n) of a shared one.   rotary: (sin, cos) of rotary_table."""
     added = (b if b is None else b[...].reshape(q.shape[1:]) for b in (self.q_bias, self.k_bias, self.v_bias))
     q, k, v = (t if b is None else t + b for t, b in zip((q, k, v), added))
@@ -53,9 +53,10 @@ class Attention(layers.Attention):
       own = relative_bias(self.relative_position_bias_table, index, resize)
       bias = own if bias is None else own + bias
     if rotary is not None:
+      rotary = [jnp.pad(t, ((0, n - len(t)), (0, 0))) for t in rotary]
       turned = lambda t: positions.rotate(t.reshape(-1, n, *t.shape[1:]), *rotary, rotate_half=self.rotate_half)
       q, k = turned(q).reshape(q.shape), turned(k).reshape(k.shape)
-    return super().mix(q, k, v, n, bias=bias, key=key)
+    return super().mix(q, k, v, n, real=real, bias=bias, key=key)
 
 
 class Block(nnx.Module):
@@ -96,10 +97,11 @@ class Beit(VisionTransformer):
     drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0, norm_eps=1e-6,
     init_values: float | None = None, use_abs_pos_emb=True, use_rel_pos_bias=False, use_shared_rel_pos_bias=False,
     use_fc_norm: bool | None = None, act_layer: str | None = None, pos_resize='bicubic', rel_pos_resize='geometric',
-    scan=False, remat='none', attention='xla', rngs,
+    scan=False, remat='none', attention='auto', rngs,
   ):  # fmt: skip
-    if attention != 'xla' and (use_rel_pos_bias or use_shared_rel_pos_bias):
+    if attention not in ('xla', 'auto') and (use_rel_pos_bias or use_shared_rel_pos_bias):
       raise ValueError(f"attention={attention!r} has no biases of relative positions here; choose attention='xla'.")
+    attention = 'xla' if use_rel_pos_bias or use_shared_rel_pos_bias else attention
     self.use_rel_pos_bias, self.rel_pos_resize = use_rel_pos_bias, rel_pos_resize
     super().__init__(
       num_classes=num_classes, img_size=img_size, patch_size=patch_size, crop_to_patches=crop_to_patches,

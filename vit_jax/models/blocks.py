@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.models import attention as attention_lib
 from vit_jax.models import layers, placement
 from vit_jax.models.layers import drop_path, fold
 
@@ -50,7 +51,7 @@ class Spec(NamedTuple):
   norm_eps: float = 1e-6
   mlp_layer: str = 'Mlp'
   attn_layer: str = ''
-  attention: str = 'xla'
+  attention: str = 'auto'
 
   @property
   def norm_of(self):
@@ -197,7 +198,7 @@ class DifferentialHeads(layers.Heads):
   """Heads whose weights are a difference of two softmaxes, each over one half of q and k (arXiv:2410.05258)."""
 
   def __init__(self, dim, num_heads, *, attention, rngs, **heads):
-    if attention != 'xla':
+    if attention not in ('xla', 'auto'):
       raise ValueError(f"attention is {attention!r}, which has no differential attention; choose 'xla'.")
     super().__init__(dim, num_heads, attention=attention, rngs=rngs, halves=2, **heads)
     half = dim // num_heads // 2
@@ -206,7 +207,7 @@ class DifferentialHeads(layers.Heads):
     self.sub_norm = layers.RmsNorm(2 * half, eps=1e-5, rngs=rngs)
 
   def weights(self, q, k, balance):  # (b, n, h, 2, c)
-    first, second = (layers.attention_weights(q[:, :, :, i], k[:, :, :, i]) for i in range(2))
+    first, second = (attention_lib.weights(q[:, :, :, i], k[:, :, :, i]) for i in range(2))
     return first - balance * second  # (b, h, n, n)
 
   def mix(self, q, k, v, n, *, lambda_init, key=None):  # (b*n, h, 2*c), lambda_init () of this layer
@@ -241,9 +242,14 @@ BLOCKS = {
 }
 
 
+def differential(block_fn, spec):
+  """Whether a kind of block has differential attention, which is computed by XLA alone."""
+  return issubclass(BLOCKS[block_fn], DifferentialHeads) or ATTENTION_LAYERS.get(spec.attn_layer) is DiffAttention
+
+
 def per_layer(block_fn, spec, depth):
   """What a kind of block must be told of its place among `depth`: {name: (depth,)}, for Blocks."""
-  if issubclass(BLOCKS[block_fn], DifferentialHeads) or ATTENTION_LAYERS.get(spec.attn_layer) is DiffAttention:
+  if differential(block_fn, spec):
     return {'lambda_init': 0.8 - 0.6 * np.exp(-0.3 * np.arange(depth))}  # arXiv:2410.05258, eq. 3
   return {}
 
@@ -318,9 +324,16 @@ class Blocks(nnx.Module):
     return jax.checkpoint(run, policy=REMAT[self.remat])(state, x, key, context)
 
 
-def through(blocks, x, *, key=None, collect=False, name='block', **context):  # (b, n, d)
-  """Tokens after the last of Blocks (b, n, d), and with collect those after each: {'block0': (b, n, d), ...}."""
+def through(blocks, x, *, attention='auto', key=None, collect=False, name='block', **context):  # (b, n, d)
+  """Tokens after the last of Blocks (b, n, d), and with collect those after each: {'block0': (b, n, d), ...}.
+
+  attention: how the blocks compute theirs; where that wants another number of tokens, zeros are added meanwhile.
+  """
   b, n, d = x.shape
-  x = blocks(placement.rows(x.reshape(b * n, d)), n, key=key, collect=collect, **context)
+  padded = attention_lib.padded(attention, dtype=x.dtype, tokens=n)
+  if padded != n:
+    x, context = jnp.pad(x, ((0, 0), (0, padded - n), (0, 0))), context | {'real': n}
+  x = blocks(placement.rows(x.reshape(b * padded, d)), padded, key=key, collect=collect, **context)
   x, after = x if collect else (x, [])
-  return x.reshape(b, n, d), {f'{name}{i}': y.reshape(b, n, d) for i, y in enumerate(after)}
+  images = lambda rows: rows.reshape(b, padded, d)[:, :n]
+  return images(x), {f'{name}{i}': images(y) for i, y in enumerate(after)}

@@ -33,7 +33,7 @@ class Eva(VisionTransformer):
     drop_path_rate=0.0, norm_eps=1e-6, init_values: float | None = None, class_token=True, num_reg_tokens=0,
     no_embed_class=False, use_abs_pos_emb=True, use_rot_pos_emb=False, rope_type='cat', rope_temperature=10_000.0,
     rope_rotate_half=False, use_fc_norm: bool | None = None, act_layer: str | None = None, pos_resize='bicubic',
-    scan=False, remat='none', attention='xla', rngs,
+    scan=False, remat='none', attention='auto', rngs,
   ):  # fmt: skip
     if use_rot_pos_emb and rope_type != 'dinov3':
       raise ValueError(f"rope_type is {rope_type!r}; the only rotary positions here are DINOv3's: choose 'dinov3'.")

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.models import attention as attention_lib
 from vit_jax.models import placement
 
-ATTENTION = ('xla', 'cudnn')
 # jax.checkpoint: XLA would keep the activation's inner tanh or erf beside its input, one more (b, n, 4d) array a layer.
 ACTIVATIONS = {
   'gelu': jax.checkpoint(functools.partial(jax.nn.gelu, approximate=False)),
@@ -192,36 +192,32 @@ class HeadDense(nnx.Module):
     return [part.reshape(-1, *kernel.shape[2:]) for part in parts]
 
 
-def attention_weights(q, k, bias=None):  # (b, n, h, c), (b, m, h, c), (h, n, m)
-  """softmax(q k^T / sqrt(c) + bias) over the m keys in float32, (b, h, n, m)."""
-  logits = jnp.einsum('bnhc,bmhc->bhnm', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-  return jax.nn.softmax(logits if bias is None else logits + bias.astype(jnp.float32), axis=-1)
-
-
 class Heads(nnx.Module):
   """What every attention here does between its projections: q, k, v (b*n, h, c) -> their mixture (b*n, h, c)."""
 
   def __init__(self, dim, num_heads, *, qk_norm, norm, attn_drop, attention, rngs, halves=1):
     if dim % (num_heads * halves):
       raise ValueError(f'embed_dim {dim} does not split into {num_heads} heads; choose a num_heads that divides it.')
-    if attention not in ATTENTION:
-      raise ValueError(f'attention is {attention!r}; choose one of {", ".join(ATTENTION)}.')
+    attention_lib.resolved(attention, dtype='float32', tokens=0)  # refuses a name that is none
     self.attn_drop, self.implementation = attn_drop, attention
     self.q_norm = norm(dim // num_heads // halves, rngs=rngs) if qk_norm else None
     self.k_norm = norm(dim // num_heads // halves, rngs=rngs) if qk_norm else None
 
   def weights(self, q, k, bias=None):
-    return attention_weights(q, k, bias)  # (b, h, n, n)
+    return attention_lib.weights(q, k, bias)  # (b, h, n, m)
 
-  def mix(self, q, k, v, n, *, bias=None, key=None):  # (b*n, h, c); bias (h, n, n) of the logits
+  def mix(self, q, k, v, n, *, real=None, bias=None, key=None):  # (b*n, h, c); bias (h, n, n) of the logits
+    """real: how many of the n tokens of an image are there, None = all; only the first of them are looked at."""
+    real = n if real is None else real
     if self.q_norm is not None:
       q, k = self.q_norm(q), self.k_norm(k)
     q, k, v = (t.reshape(-1, n, *t.shape[1:]) for t in (q, k, v))  # (b, n, h, c)
-    if self.implementation == 'cudnn' and not (key is not None and self.attn_drop):
-      out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+    implementation = attention_lib.resolved(self.implementation, dtype=v.dtype, tokens=real)
+    if implementation == 'xla' or bias is not None or key is not None and self.attn_drop:
+      weights = dropout(self.weights(q, k[:, :real], bias).astype(v.dtype), self.attn_drop, key)
+      out = jnp.einsum('bhnm,bmhc->bnhc', weights, v[:, :real])
     else:
-      weights = dropout(self.weights(q, k, bias).astype(v.dtype), self.attn_drop, key)
-      out = jnp.einsum('bhnm,bmhc->bnhc', weights, v)
+      out = attention_lib.mixed(q, k, v, implementation=implementation, real=real)
     return out.reshape(-1, *out.shape[2:])
 
 
@@ -340,7 +336,8 @@ class PatchEmbed(nnx.Module):
       .swapaxes(2, 3)
       .reshape(b * rows * cols, ph * pw * c)
     )
-    x = x @ self.proj.kernel[...].reshape(ph * pw * c, -1)  # equals the strided convolution, and is faster on a CPU
+    kernel = placement.whole(self.proj.kernel[...])
+    x = placement.rows(x) @ kernel.reshape(ph * pw * c, -1)  # equals the strided convolution, and is faster on a CPU
     x = x if self.proj.bias is None else x + self.proj.bias[...]
     return x if self.norm is None else self.norm(x)
 
@@ -358,7 +355,7 @@ class AttentionPool(nnx.Module):
     self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, rngs=rngs)
 
   def weights(self, q, k):
-    return attention_weights(q, k)  # (b, h, 1, n)
+    return attention_lib.weights(q, k)  # (b, h, 1, n)
 
   def __call__(self, x):
     b, n, d = x.shape

@@ -33,7 +33,7 @@ class MaskedAutoencoder(VisionTransformer):
     self, *, num_classes=0, img_size: Size = 224, patch_size: Size = 16, in_chans=3, embed_dim=1024, depth=24,
     num_heads=16, mlp_ratio=4.0, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16, decoder_mlp_ratio=4.0,
     qkv_bias=True, act_layer='gelu', norm_eps=1e-6, mask_ratio=0.75, norm_pix_loss=False, pos_resize='bicubic',
-    decoder_pos_resize='bicubic', scan=False, remat='none', attention='xla', rngs,
+    decoder_pos_resize='bicubic', scan=False, remat='none', attention='auto', rngs,
   ):  # fmt: skip
     if num_classes:
       raise ValueError(f'A masked autoencoder has no head for {num_classes} classes; load its file into a vit_* model.')
@@ -86,7 +86,7 @@ class MaskedAutoencoder(VisionTransformer):
     """What encode gives by name, and with collect the tokens before and after each block."""
     x, mask, restore = self._masked(self.embed(images), noise, key)
     inside = {'mask': mask, 'ids_restore': restore, 'embed': x}
-    x, after = blocks.through(self.blocks, x, collect=collect)
+    x, after = blocks.through(self.blocks, x, attention=self.attention, collect=collect)
     return inside | after | {'norm': self.norm(x)}
 
   def encode(self, images, noise=None, *, key=None):  # (b, h, w, c), (b, n)
@@ -109,7 +109,7 @@ class MaskedAutoencoder(VisionTransformer):
     table = positions.resize_table(self.decoder_pos_embed[...], old, new, prefix=1, method=method)
     x = jnp.concatenate([x[:, :1], patches], axis=1) + jax.lax.stop_gradient(table).astype(x.dtype)
     inside = {'decoder_embed': x}
-    x, after = blocks.through(self.decoder_blocks, x, collect=collect, name='decoder_block')
+    x, after = blocks.through(self.decoder_blocks, x, attention=self.attention, collect=collect, name='decoder_block')
     x = self.decoder_norm(x)
     return inside | after | {'decoder_norm': x, 'logits': self.decoder_pred(x[:, 1:])}
 

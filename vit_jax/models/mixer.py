@@ -38,7 +38,7 @@ class MlpMixer(nnx.Module):
     num_classes: 0 = no head, a call gives what the head would read (b, d).   global_pool: 'avg', '' logits per patch.
     act_layer: layers.ACTIVATIONS ('gelu_tanh' in the original release).   norm_eps: epsilon of all norms.
     drop_rate (head), proj_drop_rate, drop_path_rate (rises linearly with depth): probabilities, need a key to act.
-    scan, remat: how it is computed, see blocks.Blocks.   attention: there is none, 'xla' is all it takes.
+    scan, remat: how it is computed, see blocks.Blocks.   attention: there is none to compute.
 
   Raises ValueError for images of another size, in one line.
   """
@@ -46,12 +46,12 @@ class MlpMixer(nnx.Module):
   def __init__(
     self, *, num_classes=1000, img_size: Size = 224, in_chans=3, patch_size: Size = 16, num_blocks=8, embed_dim=512,
     mlp_ratio: tuple[float, float] = (0.5, 4.0), act_layer='gelu', norm_eps=1e-6, drop_rate=0.0, proj_drop_rate=0.0,
-    drop_path_rate=0.0, global_pool='avg', scan=False, remat='none', attention='xla', rngs,
+    drop_path_rate=0.0, global_pool='avg', scan=False, remat='none', attention='auto', rngs,
   ):  # fmt: skip
     if global_pool not in POOLS:
       raise ValueError(f"global_pool is {global_pool!r}; an MLP-Mixer has no class token: choose 'avg' or ''.")
-    if attention != 'xla':
-      raise ValueError(f"An MLP-Mixer has no attention to compute by {attention!r}; leave attention='xla'.")
+    if attention not in ('xla', 'auto'):
+      raise ValueError(f"An MLP-Mixer has no attention to compute by {attention!r}; leave attention='auto'.")
     self.global_pool, self.drop_rate = global_pool, drop_rate
     self.stem = layers.PatchEmbed(pair(patch_size), in_chans, embed_dim, rngs=rngs)
     self.grid = self.stem.grid(*pair(img_size))

@@ -44,3 +44,24 @@ def rows(x):  # (b, ...) or (b*n, ...)
   sorts them again by an all-to-all, where gathering the weights of one layer is a hundredth of the bytes.
   """
   return jax.lax.with_sharding_constraint(x, NamedSharding(_MESH.get(), BATCH)) if _SPREAD.get() else x
+
+
+def whole(kernel):
+  """A kernel, in the dtype of the computation, whole on every device of a mesh that also cuts heads.
+
+  For a kernel that no activation is cut to fit: left alone, the partitioner would rather cut the activations for it.
+  """
+  mesh = _MESH.get()
+  if not _SPREAD.get() or mesh.shape['tensor'] == 1:
+    return kernel  # gathered for its product anyway, and its gradient is scattered, not summed on every device
+  return jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, P()))
+
+
+def by_device(function, *arrays):  # (b, n, h, c) each
+  """function(*arrays) -> (b, n, h, c), each device doing its own images and heads, for what jax cannot partition."""
+  if not _SPREAD.get():
+    return function(*arrays)
+  spec = P(*BATCH, None, 'tensor', None)
+  return jax.shard_map(
+    function, mesh=_MESH.get(), in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False
+  )(*arrays)  # fmt: skip

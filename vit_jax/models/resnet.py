@@ -252,7 +252,7 @@ class ResNetV2(nnx.Module):
     num_groups, norm_eps: of group norm.   conv_eps, conv_eps_on: kernels are divided by sqrt(var + eps) with 'var'
       (timm, Hugging Face), by std + eps with 'std' (Google's hybrids).
     drop_rate (head), drop_path_rate (linear from 0 at the first block): probabilities, need a key to act.
-    img_size: the size it is meant for; any other works.   scan, remat, attention: only False, 'none', 'xla'.
+    img_size: the size it is meant for; any other works.   scan, remat, attention: only False, 'none', 'auto'.
 
   Raises ValueError for a word that is none of these, and for channels that num_groups does not divide.
   """
@@ -264,12 +264,12 @@ class ResNetV2(nnx.Module):
     layers: tuple[int, ...] = (3, 4, 6, 3), channels: tuple[int, ...] = (256, 512, 1024, 2048), global_pool='avg',
     width_factor=1, stem_chs=64, stem_type='', conv_padding='fixed', avg_down=False, preact=True, bottle_ratio=0.25,
     act_layer='relu', num_groups=32, norm_eps=1e-5, conv_eps=1e-6, conv_eps_on='var', drop_rate=0.0,
-    drop_path_rate=0.0, scan=False, remat='none', attention='xla', rngs,
+    drop_path_rate=0.0, scan=False, remat='none', attention='auto', rngs,
   ):  # fmt: skip
     check(global_pool=global_pool)
     check_stages(layers, channels)
-    if scan or remat != 'none' or attention != 'xla':
-      raise ValueError("A ResNet has stages of unequal blocks and no attention: scan=False, remat='none', 'xla' only.")
+    if scan or remat != 'none' or attention not in ('xla', 'auto'):
+      raise ValueError("A ResNet has stages of unequal blocks and no attention: scan=False, remat='none', 'auto' only.")
     self.global_pool, self.drop_rate = global_pool, drop_rate
     style = Style(conv_padding, conv_eps, conv_eps_on, num_groups, norm_eps, act_layer)
     how = dict(avg_down=avg_down, preact=preact, bottle_ratio=bottle_ratio, style=style, rngs=rngs)

@@ -40,7 +40,7 @@ class VisionTransformer(nnx.Module):
       LayerScale, None = none.   qk_norm, scale_attn_norm, scale_mlp_norm: norms of q and k, before the attention's and
       before the MLP's last layer.
     drop_rate (head), pos_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: probabilities, need a key to act.
-    scan, remat, attention: how it is computed, not what: see blocks.Blocks and layers.ATTENTION.
+    scan, remat, attention: how it is computed, not what: see blocks.Blocks and attention.py.
 
   Raises ValueError for a combination that has no meaning, in one line that says which would have.
   """
@@ -56,7 +56,7 @@ class VisionTransformer(nnx.Module):
     pre_norm=False, final_norm=True, fc_norm: bool | None = None, representation_size: int | None = None,
     act_layer='gelu', norm_layer='layernorm', norm_eps=1e-6, embed_norm_layer: str | None = None, block_fn='Block',
     mlp_layer='Mlp', attn_layer='', drop_rate=0.0, pos_drop_rate=0.0, proj_drop_rate=0.0, attn_drop_rate=0.0,
-    drop_path_rate=0.0, scan=False, remat='none', attention='xla', rngs,
+    drop_path_rate=0.0, scan=False, remat='none', attention='auto', rngs,
   ):  # fmt: skip
     _check(
       global_pool=(global_pool, self.pools),
@@ -76,6 +76,7 @@ class VisionTransformer(nnx.Module):
       scale_attn_norm=scale_attn_norm, scale_mlp_norm=scale_mlp_norm, init_values=init_values,
       attn_drop=attn_drop_rate, proj_drop=proj_drop_rate, act_layer=act_layer, norm_layer=norm_layer,
       norm_eps=norm_eps, mlp_layer=mlp_layer, attn_layer=attn_layer, attention=attention)  # fmt: skip
+    self.attention = 'xla' if blocks.differential(block_fn, spec) else attention
     self.patch_embed = self.patch_layer(
       pair(patch_size), in_chans, embed_dim, use_bias=not pre_norm, crop=crop_to_patches,
       norm=embed_norm_layer and blocks.norm_of(embed_norm_layer, norm_eps), rngs=rngs)  # fmt: skip
@@ -151,7 +152,9 @@ class VisionTransformer(nnx.Module):
     x = self.embed(images, key=layers.fold(key, 0))
     inside = {'embed': x}
     context = self.context(*self.patch_embed.grid(*images.shape[1:3]))
-    x, after = blocks.through(self.blocks, x, key=layers.fold(key, 1), collect=collect, **context)
+    x, after = blocks.through(
+      self.blocks, x, attention=self.attention, key=layers.fold(key, 1), collect=collect, **context
+    )
     inside |= after
     if self.norm is not None:
       x = inside['norm'] = self.norm(x)

@@ -1,6 +1,9 @@
 """Eight CPU devices for the whole suite: set before anything imports jax."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # optimization level 0: the suite compiles hundreds of tiny programs, and LLVM's passes would be a third of its time
 FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
@@ -8,17 +11,13 @@ os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['VIT_JAX_OFFLINE'] = '1'  # no test asks a hub but its own
 
+# One compilation cache for the session and its processes: most tests compile what another one has compiled.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vit_jax_tests_')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+
 import pytest  # noqa: E402
-
-
-@pytest.fixture(scope='session', autouse=True)
-def compilation_cache(tmp_path_factory):
-  """One persistent compilation cache for the session: most tests compile what another one has compiled."""
-  import jax
-
-  jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('jax_cache')))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 @pytest.fixture

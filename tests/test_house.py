@@ -17,7 +17,8 @@ FILES = {path.relative_to(PACKAGE).with_suffix('').as_posix(): path for path in 
 MAY_IMPORT = {
   '__init__': {'exports', 'inference', 'look', 'models', 'pretrained', 'train'},
   '__main__': {'cli'},
-  'cli': {'console', 'guard', 'hosts', ''},
+  'cli': {'compilation', 'console', 'guard', 'hosts', ''},
+  'compilation': set(),
   'guard': set(),
   'health': {'guard'},
   'console': set(),
@@ -184,7 +185,7 @@ WITHOUT_JAX = {
   '__init__', '__main__', 'check', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures', 'scan',
   'markers', 'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub',
   'npz', 'download', 'formats', 'guard', 'hosts', 'shards', 'prepare', 'packing', 'diskfull', 'bench_input',
-  'plan', 'machines',
+  'plan', 'machines', 'compilation',
 }  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',

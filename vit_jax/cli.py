@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import traceback
 
-from vit_jax import console, guard, hosts
+from vit_jax import compilation, console, guard, hosts
 
 # name: (one line for --help, the module and its function: argv -> exit code)
 COMMANDS = {
@@ -140,5 +140,6 @@ def _dispatch(argv):
     raise ValueError(
       f'vit_jax has no command {argv[0]!r}{console.nearest(argv[0], COMMANDS)}; it has {", ".join(COMMANDS)}.'
     )
+  compilation.keep()
   _, module, function = COMMANDS[argv[0]]
   return getattr(importlib.import_module(f'vit_jax.{module}'), function)(argv[1:])

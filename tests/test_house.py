@@ -34,8 +34,8 @@ MAY_IMPORT = {
   'main': {'config', 'guard', 'hosts', 'jobs', 'memory', 'watch'},
   'hosts': {'guard'},
   'jobs': {
-    'bench', 'console', 'data', 'distill', 'imagenet', 'models', 'optim', 'pretrained', 'sam', 'sharding', 'signatures',
-    'step', 'tasks', 'train', 'tuning', 'workdir',
+    'bench', 'console', 'data', 'distill', 'footprint', 'guard', 'imagenet', 'models', 'pretrained', 'sam', 'sharding',
+    'step', 'tasks', 'train', 'workdir',
   },
   'config': {
     'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sam', 'sharding', 'signatures', 'step',
@@ -69,8 +69,8 @@ MAY_IMPORT = {
     'console', 'data', 'memory', 'models', 'optim', 'pretrained', 'sharding', 'state', 'step', 'tasks',
   },
   'train': {
-    'data', 'distill', 'guard', 'health', 'metrics', 'models/attention', 'models/placement', 'optim', 'pretrained', 'sam',
-    'sharding', 'state', 'step', 'tasks', 'tuning', 'watch', 'workdir',
+    'data', 'distill', 'guard', 'health', 'hlo', 'metrics', 'models/attention', 'models/placement', 'optim',
+    'pretrained', 'sam', 'sharding', 'state', 'step', 'tasks', 'watch', 'workdir',
   },
   'step': {'augment', 'models/placement', 'optim', 'sam', 'sharding', 'state', 'tuning'},
   'sam': {'models/placement'},

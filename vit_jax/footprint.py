@@ -51,7 +51,7 @@ def model(config, options):
 class Predicted:
   """Predictions for a resolved config and changes of it: call it with {'step.remat': 'dots', ...}, get a Need.
 
-  devices: those of a mesh; the changes may lay them out anew.   Counts what is asked for once.
+  devices: those of a mesh; the changes may lay them out anew.   What is asked for twice is counted once.
   """
 
   def __init__(self, config, devices):
@@ -61,43 +61,43 @@ class Predicted:
   def __call__(self, changes=None):
     config = changed(self.config, changes or {})
     options = step_lib.Step(**config['step'] | {'accumulate': config['step']['accumulate'] or 1})
-    mesh = sharding.make_mesh(**config['mesh'], devices=self.devices)
+    mesh = sharding.make_mesh(**config['mesh'], devices=self.devices).shape
     kept, params = self._states(tuple(config['mesh'].items()), config['optim']['accumulator_dtype'])
-    rows = config['batch'] / (mesh.shape['data'] * mesh.shape['fsdp']) / options.accumulate
+    rows = config['batch'] / (mesh['data'] * mesh['fsdp']) / options.accumulate
     activations = rows * self._activations(options.remat)
-    width = 2 if options.dtype == 'bfloat16' else 4
-    whole = params * (1 if options.scan else mesh.shape['fsdp'])  # gathered at once where layers are no loop
-    cast, grads = width * whole, (2 if options.grad_dtype == 'bfloat16' else 4) * params
+    whole = params * (1 if options.scan else mesh['fsdp'])  # gathered at once where layers are no loop
+    grads = _width(options.grad_dtype) * params
     if not options.scan:  # gradients come to be as activations go
       grads = max(0, grads - activations)
-    return Need(kept, cast + grads, activations)
+    return Need(kept, _width(options.dtype) * whole + grads, activations)
 
   def picture(self):
     """Bytes of activations of one picture on a device."""
     return self._activations(self.config['step']['remat'])
 
-  def _model(self, **execution):
-    options = step_lib.Step(**self.config['step'] | {'accumulate': 1} | execution)
-    return model(self.config, options), options
+  @property
+  def cheap(self):
+    """Whether a prediction takes a second or less, as of what is a stack of equal blocks."""
+    return hasattr(self._model(), 'blocks')
 
-  def _split(self):
-    how = optim.make(**self.config['optim'], total_steps=self.config['total_steps']).tuning
-    return functools.partial(tuning.split, tuning=how, key=jax.random.key(0))
+  def _model(self, remat='none'):
+    """The abstract model. Its layers are a loop, which keeps as much as layers one by one and is traced in a tenth."""
+    options = step_lib.Step(**self.config['step'] | {'accumulate': 1, 'scan': True, 'remat': remat})
+    return model(self.config, options)[1]
 
   def _activations(self, remat):
     """Bytes that a picture takes: what is kept of it, and where layers are computed anew, one layer of that."""
-    (_, shapes, size), options = self._model(remat=remat)
-    measure = functools.partial(bench.activation_bytes, image_size=size, dtype=options.dtype, split=self._split())
+    shapes, size = self._model(remat), model(self.config, step_lib.Step())[2]
+    how = optim.make(**self.config['optim'], total_steps=self.config['total_steps']).tuning
+    split = functools.partial(tuning.split, tuning=how, key=jax.random.key(0))
+    dtype = self.config['step']['dtype']
+    measure = functools.partial(bench.activation_bytes, image_size=size, dtype=dtype, split=split)
     kept = measure(shapes)
-    if remat == 'none':
-      return kept
-    depth = getattr(getattr(shapes, 'blocks', None), 'depth', 1)
-    return kept + measure(self._model(remat='none')[0][1]) / depth
+    return kept if remat == 'none' else kept + measure(self._model()) / shapes.blocks.depth
 
   def _states(self, mesh, accumulator_dtype):
     """(bytes of the state, trained parameters) of one device, with tensors cut as the mesh has it."""
-    (_, shapes, _), _ = self._model()
-    _, params, rest = state.split(shapes)
+    _, params, rest = state.split(self._model())
     optimizer = optim.make(**self.config['optim'] | {'accumulator_dtype': accumulator_dtype},
                            total_steps=self.config['total_steps'])  # fmt: skip
     run = jax.eval_shape(functools.partial(step_lib.init, optimizer, seed=0), params, rest)
@@ -105,6 +105,17 @@ class Predicted:
     here = jax.tree.map(lambda leaf, place: math.prod(place.shard_shape(leaf.shape)), run, places)
     sizes = jax.tree.map(lambda leaf, n: n * leaf.dtype.itemsize, run, here)
     return sum(jax.tree.leaves(sizes)), sum(jax.tree.leaves(here['params']))
+
+
+def _width(dtype):
+  """Bytes of a number."""
+  return {'bfloat16': 2, 'float32': 4}[dtype]
+
+
+def limit(mesh):
+  """Bytes that a device of a mesh, which is here, gives to programs; None for a CPU, which does not say."""
+  stats = mesh.local_devices[0].memory_stats()
+  return stats and stats['bytes_limit']
 
 
 def changed(config, changes):
@@ -115,17 +126,15 @@ def changed(config, changes):
   return config
 
 
-def accumulated(config, predicted, mesh, memory):
-  """The config with step.accumulate as a number: where it is None, the fewest parts that fit into `memory` bytes."""
-  if config['step']['accumulate'] is not None:
-    return config
-  need = predicted()
-  room = ROOM * memory - need.state - need.working
+def parts(config, mesh, picture, room):
+  """The fewest micro-batches with which the activations of a config's batch fit, else the most that it allows.
+
+  picture: bytes of one picture's.   room: bytes of a device for all of them.
+  """
   copies = max(mesh.shape['data'] * mesh.shape['fsdp'], config['optim']['sam']['groups'])
   batch = config['batch']
   choices = [n for n in range(1, batch + 1) if batch % n == 0 and batch // n % copies == 0] or [1]
-  fits = lambda n: batch / n / copies * predicted.picture() <= room
-  return changed(config, {'step.accumulate': next((n for n in choices if fits(n)), choices[-1])})
+  return next((n for n in choices if batch / n / copies * picture <= room), choices[-1])
 
 
 # -- what would make it fit

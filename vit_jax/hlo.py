@@ -96,6 +96,15 @@ def size(arrays):
   return sum(SIZES[dtype] * math.prod(dims) for dtype, dims in arrays)
 
 
+def peak(compiled):
+  """Bytes of a device's memory that a jax.stages.Compiled takes, its arrays and what it works in; None if unknown."""
+  memory = compiled.memory_analysis()
+  if memory is None:
+    return None
+  arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return arrays + memory.temp_size_in_bytes
+
+
 # -- what is run how often
 
 

@@ -16,22 +16,22 @@ from vit_jax import (
   bench,
   console,
   distill,
+  footprint,
+  guard,
   imagenet,
   models,
-  optim,
   pretrained,
   sam,
   sharding,
-  signatures,
   tasks,
   train,
-  tuning,
 )
 from vit_jax import data as data_lib
 from vit_jax import step as step_lib
 from vit_jax import workdir as workdir_lib
 
 ROOM = 4 * 2**30  # bytes that activations may take on a CPU
+WORTH = 10**6  # parameters from which on a run says what memory its step takes
 
 
 def run(config, workdir, *, extend=False):
@@ -39,7 +39,8 @@ def run(config, workdir, *, extend=False):
   if config['deterministic']:  # read when the backend starts; a CPU needs nothing
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
   devices = sharding.make_mesh(**config['mesh'])
-  config = _accumulated(config, workdir, devices)
+  predicted = footprint.Predicted(config, devices.devices.flat)
+  config = predicted.config = _accumulated(config, workdir, devices, predicted)
   options = step_lib.Step(**config['step'])
   hint = console.accelerator_hint(jax.default_backend())
   if hint:
@@ -54,10 +55,20 @@ def run(config, workdir, *, extend=False):
     wanted |= {'batch': config['batch_eval'], 'task': config['task'], 'mesh': devices}
     return evaluate(pretrained.open_any(workdir)[0], name, split, **wanted)
   if config['job'] == 'inference_time':
-    create, _, size = _model(config, options)
+    create, _, size = footprint.model(config, options)
     return bench.report(create(), size, batch=config['batch'], dtype=options.dtype)
   sam.check(sam.Sam(**config['optim']['sam']), devices, batch=config['batch'], accumulate=options.accumulate)
-  return _train(config, workdir, devices, extend=extend)
+  memory = footprint.limit(devices)
+  if memory:
+    footprint.check(predicted, memory, devices.devices.flat[0].device_kind)
+  try:
+    return _train(config, workdir, devices, predicted, extend=extend)
+  except jax.errors.JaxRuntimeError as error:
+    if not memory or 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    said = ' '.join(str(error).split())[:160]
+    enough = min(memory, 0.8 * predicted().total)  # a prediction below what there is was too low
+    raise guard.Failed(f'out of memory ({said}). {footprint.advice(predicted, enough)}') from error
 
 
 def _say(text, file=None):
@@ -141,18 +152,7 @@ def _classes(described, load):
   return own
 
 
-def _model(config, options):
-  """(function that makes the config's model, its shapes, its image size); ValueError for what cannot be built."""
-  wanted = dict(config['model'])
-  fixed = {key: wanted.pop(key) for key in signatures.signature(pretrained.create_model, ('seed',)) if key in wanted}
-  made = pretrained.architecture_of(fixed['name'], fixed['pretrained']) | wanted
-  execution = {key: getattr(options, key) for key in models.EXECUTION}
-  shapes = models.abstract(pretrained.named(fixed['name'])[0], **made, **execution)
-  arguments = {**fixed, 'reset': tuple(fixed['reset']), 'seed': config['seed'], **wanted, **execution}
-  return functools.partial(pretrained.create_model, **arguments), shapes, made['img_size']
-
-
-def _accumulated(config, workdir, devices):
+def _accumulated(config, workdir, devices, predicted):
   """The config with step.accumulate as a number: what its run began with, else the fewest parts that fit into memory.
 
   On a CPU, which would rather swap than refuse, ROOM bytes of activations are taken to fit.
@@ -161,27 +161,18 @@ def _accumulated(config, workdir, devices):
     return config
   begun = workdir and workdir_lib.begun(workdir)
   if config['job'] != 'train' or begun:
-    return _with_parts(config, begun['step']['accumulate'] if begun else 1)
-  options = step_lib.Step(**config['step'])
-  _, shapes, size = _model(config, options)
-  how = optim.make(**config['optim'], total_steps=config['total_steps']).tuning
-  split = functools.partial(tuning.split, tuning=how, key=jax.random.key(0))
-  picture = 1.5 * bench.activation_bytes(shapes, size, dtype=options.dtype, split=split)
-  memory = jax.local_devices()[0].memory_stats()  # None on a CPU
-  kept = 24 * models.count(shapes)  # float32 weights, their gradient, two moments, updates
-  room = (0.9 * memory['bytes_limit'] - kept) if memory else ROOM / devices.size
-  copies = max(devices.shape['data'] * devices.shape['fsdp'], config['optim']['sam']['groups'])
-  batch = config['batch']
-  choices = [n for n in range(1, batch + 1) if batch % n == 0 and batch // n % copies == 0] or [1]
-  parts = next((n for n in choices if batch / n / copies * picture <= room), choices[-1])
+    return footprint.changed(config, {'step.accumulate': begun['step']['accumulate'] if begun else 1})
+  memory, picture = footprint.limit(devices), predicted.picture()
+  if memory:
+    need = predicted()
+    room = footprint.ROOM * memory - need.state - need.working
+  else:
+    picture, room = 1.5 * picture, ROOM / devices.size
+  parts, batch = footprint.parts(config, devices, picture, room), config['batch']
   if parts > 1:
     needs = f'a picture takes about {picture / 2**20:,.1f} MB of activations, and {room / 2**20:,.0f} MB are there'
     _say(f'batches of {batch} in {parts} parts of {batch // parts}: {needs}')
-  return _with_parts(config, parts)
-
-
-def _with_parts(config, parts):
-  return config | {'step': config['step'] | {'accumulate': parts}}
+  return footprint.changed(config, {'step.accumulate': parts})
 
 
 def _unbalance(source):
@@ -220,8 +211,8 @@ def _teacher(config):
   return word and pretrained.load(word)[0]
 
 
-def _train(config, workdir, devices, *, extend):
-  create, shapes, size = _model(config, step_lib.Step(**config['step']))
+def _train(config, workdir, devices, predicted, *, extend):
+  create, shapes, size = footprint.model(config, step_lib.Step(**config['step']))
   name, num_classes = config['model']['name'], config['model']['num_classes']
   teacher = _teacher(config)
   data = data_lib.load(**config['data'], size=size)
@@ -239,10 +230,16 @@ def _train(config, workdir, devices, *, extend):
       _say(line)
   same = {key: config[key] for key in ('batch', 'batch_eval', 'seed', 'log_every', 'eval_every', 'profile', 'watchdog')}
   same |= {key: config[key] for key in ('optim', 'step', 'save', 'mesh')}
-  same |= {'task': task, 'teacher': teacher}
+  same |= {'task': task, 'teacher': teacher, 'predicted': _expected(predicted, model)}
   result = train.fit(model, data, steps=config['total_steps'], workdir=workdir, config=config, extend=extend, **same)
   _conclude(result, config, workdir)
   return result.metrics
+
+
+def _expected(predicted, model):
+  """Bytes that a step should take of a device; None for a small model, whose memory is no question, and for one whose
+  prediction takes its time."""
+  return predicted().total if models.count(model) >= WORTH and predicted.cheap else None
 
 
 def _conclude(result, config, workdir):

@@ -78,8 +78,8 @@ def environment(machine):
   if machine.chip.platform == 'cuda':
     # Without a GPU nothing can be timed, and each product would become an untuned Triton kernel.
     return common | {'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1', 'XLA_FLAGS': '--xla_gpu_enable_triton_gemm=false'}
-  alone = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': ''}
-  return common | alone | {'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
+  alone = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost'}
+  return common | alone | {'TPU_ACCELERATOR_TYPE': 'v5litepod-8'}  # any; libtpu warns where there is none
 
 
 def arguments(machine):

@@ -110,13 +110,6 @@ class Step:
     return arrays | ({'teacher': place((self.classes,), jnp.float32)} if isinstance(self.task, tasks.Distilled) else {})
 
 
-def peak(made):
-  """Bytes of a device's memory that a compiled program takes: its arrays, and what it works in."""
-  memory = made.memory_analysis()
-  whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-  return whole + memory.temp_size_in_bytes
-
-
 def plan(wanted):
   """The plan that a request asks for, as plain numbers; wanted: what plan.command sends.
 
@@ -125,11 +118,14 @@ def plan(wanted):
   machine = machines.named(wanted['machine'])
   config = config_lib.resolve(config_lib.load(wanted['config']), wanted['overrides'])
   mesh = sharding.make_mesh(**config['mesh'], devices=devices(machine))
-  predicted = footprint.Predicted(config, mesh.devices.flat)
-  config = footprint.accumulated(config, predicted, mesh, machine.chip.memory * GIB)
-  predicted.config = config
+  memory, predicted = machine.chip.memory * GIB, footprint.Predicted(config, mesh.devices.flat)
+  if config['step']['accumulate'] is None:
+    need = predicted()
+    room = footprint.ROOM * memory - need.state - need.working
+    parts = footprint.parts(config, mesh, predicted.picture(), room)
+    config = predicted.config = footprint.changed(config, {'step.accumulate': parts})
   step = Step(config, mesh)
-  need = footprint.check(predicted, machine.chip.memory * GIB, f'a {machine.chip.words}')
+  need = footprint.check(predicted, memory, f'a {machine.chip.words}')
   found = {
     'config': wanted['config'], 'changes': wanted['overrides'], 'machine': machine.name, 'chips': machine.chips,
     'mesh': dict(mesh.shape), 'model': config['model']['name'], 'parameters': models.count(step.shapes),
@@ -138,7 +134,7 @@ def plan(wanted):
   }  # fmt: skip
   found |= _compiled(step, machine, config['batch'], wanted['kernels'])
   if not found['fits']:
-    found['advice'] = footprint.advice(predicted, machine.chip.memory * GIB)
+    found['advice'] = footprint.advice(predicted, memory)
   if wanted['largest_batch']:
     found['largest_batch'] = largest(step, machine, config, predicted)
   return found
@@ -157,8 +153,8 @@ def _compiled(step, machine, batch, groups):
   flops = kernels.total(rows, 'flops')
   least = exchange.minimum(step.program.shapes, step.mesh, step.options, **_tokens(step, batch))
   return {
-    'fits': peak(made) <= chip.memory * GIB,
-    'peak_gib': peak(made) / GIB,
+    'fits': hlo.peak(made) <= chip.memory * GIB,
+    'peak_gib': hlo.peak(made) / GIB,
     'compile_seconds': seconds,
     'gflops': flops / 1e9,
     'gigabytes': kernels.total(rows, 'bytes') / 1e9,
@@ -207,7 +203,7 @@ def largest(step, machine, config, predicted):
   def gib(batch):
     if batch not in seen:
       try:
-        seen[batch] = peak(step.compiled(batch * copies)[0]) / GIB
+        seen[batch] = hlo.peak(step.compiled(batch * copies)[0]) / GIB
       except jax.errors.JaxRuntimeError as error:
         seen[batch] = _exceeded(error)
     return seen[batch]

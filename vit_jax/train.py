@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from vit_jax import data as data_lib
-from vit_jax import distill, guard, health, pretrained, sam, sharding, state, tasks
+from vit_jax import distill, guard, health, hlo, pretrained, sam, sharding, state, tasks
 from vit_jax import metrics as metrics_lib
 from vit_jax import optim as optim_lib
 from vit_jax import step as step_lib
@@ -81,7 +81,7 @@ def evaluate(model, data, *, task=None, batch=128, dtype='float32', mesh=None):
 def fit(
   model, data, *, steps, task=None, teacher=None, optim=None, step=None, save=None, mesh=None, batch=128,
   batch_eval=None, seed=0, log_every=50, eval_every=None, profile=None, workdir=None, config=None, extend=False,
-  watchdog=None,
+  watchdog=None, predicted=None,
 ):  # fmt: skip
   """Trains a model: a Result with the trained model, which is the given one with new weights.
 
@@ -94,7 +94,8 @@ def fit(
   address such as gs://BUCKET/NAME; None = nothing is written.   config: what run.json records and a resumed run is
   compared with, None = these arguments.
   extend: allow a larger `steps` than the workdir was begun with.   watchdog: seconds without progress after which the
-  stacks of all threads are shown.
+  stacks of all threads are shown.   predicted: bytes of a device's memory that a step is expected to take, which are
+  then shown beside what it takes.
 
   Raises ValueError, before anything is compiled, for arguments that do not fit together or do not fit the workdir, or
   where another process has the workdir; guard.Failed where the loss, the gradient or the weights are not finite.
@@ -137,7 +138,7 @@ def fit(
     if folder.begun not in (None, steps) and optimizer.schedule:
       _note_extended(watch, folder, optimizer.schedule, _optimizer(optim, folder.begun).schedule)
     data = dataclasses.replace(data, report=watch.warn)
-    train_step = program.step
+    train_step = Ahead(program.step, watch.note, predicted)
     test = None if data.test is None else Evaluator(graphdef, task, data, data.test, mesh=devices, batch=batch_eval,
                                                     dtype=options.dtype)  # fmt: skip
     batches = data_lib.train_batches(data, batch=batch, seed=seed, start=folder.first, **hosts)
@@ -223,6 +224,28 @@ def _flag(mesh):
   rows = mesh.shape['data'] * mesh.shape['fsdp'] // jax.process_count()
   local = np.full(rows, guard.requested(), np.int32)
   return {'stop': jax.make_array_from_process_local_data(sharding.batch(mesh), local)}
+
+
+class Ahead:
+  """A jitted step, compiled at its first call, when it says what it takes of a device's memory.
+
+  note: takes that line.   predicted: bytes that the caller had expected, shown beside it; None = it says nothing.
+  """
+
+  def __init__(self, step, note, predicted):
+    self.step, self.note, self.predicted, self.made = step, note, predicted, None
+
+  def __call__(self, run, batch, **weights):
+    if self.made is None:
+      self.made = self.step.lower(run, batch, **weights).compile()
+      taken = self.predicted and hlo.peak(self.made)
+      if taken:
+        self.note(f"the step takes {_size(taken)} of a device's memory as compiled, {_size(self.predicted)} predicted")
+    return self.made(run, batch, **weights)
+
+
+def _size(count):
+  return f'{count / 2**20:,.0f} MiB' if count < 2**30 else f'{count / 2**30:.2f} GiB'
 
 
 class Speed:

@@ -29,6 +29,23 @@ def devices():
   return jax.devices()
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """A bucket.Bucket behind gs://; nothing waits for it, and what is copied from it goes to a folder of the test's."""
+  import bucket as fake
+
+  from vit_jax import lease, storage
+
+  monkeypatch.setattr(storage, 'WAITS', ())
+  monkeypatch.setattr(lease, 'SETTLE', 0)
+  monkeypatch.setattr(storage, '_SHOWN', {})
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
+  storage._room.cache_clear()
+  with fake.opened() as opened:
+    yield opened
+  storage._room.cache_clear()
+
+
 @pytest.fixture(scope='session')
 def untrained(tmp_path_factory):
   """The folder of a run for the digits: a tiny ViT as it was drawn, with a head that names all ten classes."""

@@ -17,7 +17,7 @@ FILES = {path.relative_to(PACKAGE).with_suffix('').as_posix(): path for path in 
 MAY_IMPORT = {
   '__init__': {'exports', 'inference', 'look', 'models', 'pretrained', 'train'},
   '__main__': {'cli'},
-  'cli': {'compilation', 'console', 'guard', 'hosts', ''},
+  'cli': {'compilation', 'console', 'guard', 'hosts', 'storage', ''},
   'compilation': set(),
   'guard': set(),
   'health': {'guard'},
@@ -27,29 +27,32 @@ MAY_IMPORT = {
     'pretrained', 'bench_input', 'probe', 'report', 'selftrain', 'serve', 'sheet',
   },
   'discovery': {
-    'bench', 'card', 'commands', 'config', 'console', 'hub', 'models', 'models/vit', 'pretrained', 'sources',
+    'bench', 'card', 'commands', 'config', 'console', 'hub', 'models', 'models/vit', 'pretrained', 'sources', 'storage',
   },
-  'share': {'', 'bench', 'card', 'commands', 'console', 'exports', 'hub', 'models', 'pretrained', 'watch', 'weights'},
+  'share': {
+    '', 'bench', 'card', 'commands', 'console', 'exports', 'hub', 'models', 'pretrained', 'storage', 'watch', 'weights',
+  },
   'card': {'checkpoint', 'formats', 'watch'},
-  'main': {'config', 'guard', 'hosts', 'jobs', 'memory', 'watch'},
+  'main': {'config', 'guard', 'hosts', 'jobs', 'memory', 'watch', 'lease', 'storage'},
   'hosts': {'guard'},
   'jobs': {
     'bench', 'console', 'data', 'distill', 'footprint', 'guard', 'imagenet', 'models', 'pretrained', 'sam', 'sharding',
-    'step', 'tasks', 'train', 'workdir',
+    'step', 'storage', 'tasks', 'train', 'workdir',
   },
   'config': {
     'augment', 'checkpoint', 'data', 'models', 'optim', 'pretrained', 'sam', 'sharding', 'signatures', 'step',
     'tasks',
   },
   'report': {
-    'checkpoint', 'draw', 'found', 'jobs', 'look', 'models', 'pretrained', 'sections', 'transforms', 'watch', '',
+    'checkpoint', 'draw', 'fetch', 'found', 'jobs', 'look', 'models', 'pretrained', 'sections', 'storage', 'transforms',
+    'watch', '',
   },
   'found': {'data', 'metrics', 'pretrained', 'scores', 'sharding', 'state', 'step', 'tasks'},
   'probe': {
     'augment', 'console', 'data', 'fill', 'optim', 'pretrained', 'scores', 'sharding', 'sources', 'state', 'train',
-    'tuning',
+    'tuning', 'storage',
   },
-  'selftrain': {'config', 'durable', 'inference', 'jobs', 'pretrained', 'tables', 'watch'},
+  'selftrain': {'config', 'durable', 'inference', 'jobs', 'pretrained', 'tables', 'watch', 'storage'},
   'sections': {'charts', 'scores', 'state'},
   'charts': set(),
   'scores': set(),
@@ -75,18 +78,20 @@ MAY_IMPORT = {
   'step': {'augment', 'models/placement', 'optim', 'sam', 'sharding', 'state', 'tuning'},
   'sam': {'models/placement'},
   'workdir': {
-    'checkpoint', 'config', 'data', 'guard', 'pretrained', 'sharding', 'state', 'transforms', 'watch', 'weights'},
-  'watch': {'diskfull', 'durable', ''},
+    'checkpoint', 'config', 'data', 'guard', 'mirror', 'pretrained', 'sharding', 'state', 'storage', 'transforms',
+    'watch', 'weights',
+  },
+  'watch': {'diskfull', 'durable', '', 'storage'},
   'durable': set(),
   'distill': {'augment', 'data', 'durable', 'pretrained', 'sharding', 'state', 'tasks'},
   'tasks': {'losses', 'metrics'},
   'losses': set(),
   'metrics': {'scores'},
-  'imagenet': {'hub', 'listing'},
+  'imagenet': {'hub', 'listing', 'storage'},
   'look': {'augment', 'convert', 'models/positions', 'models/vit', 'pretrained', 'state', 'transforms'},
   'attribution': {'look'},
-  'gallery': {'attribution', 'console', 'draw', 'look', 'tasks', 'transforms'},
-  'sheet': {'augment', 'config', 'console', 'draw', 'operations', 'order', 'policies', 'transforms'},
+  'gallery': {'attribution', 'console', 'draw', 'look', 'tasks', 'transforms', 'storage'},
+  'sheet': {'augment', 'config', 'console', 'draw', 'operations', 'order', 'policies', 'transforms', 'storage'},
   'draw': set(),
   'serve': {
     'batching', 'counts', 'draw', 'gate', 'inference', 'look', 'pretrained', 'tasks', 'threads', 'transforms',
@@ -95,7 +100,7 @@ MAY_IMPORT = {
   'batching': set(),
   'counts': set(),
   'gate': set(),
-  'inference': {'augment', 'listing', 'pretrained', 'sharding', 'state', 'tasks', 'threads', 'transforms'},
+  'inference': {'augment', 'listing', 'pretrained', 'sharding', 'state', 'tasks', 'threads', 'transforms', 'storage'},
   'optim': {'optimizers', 'sam', 'state', 'tuning'},
   'optimizers': set(),
   'tuning': {'state'},
@@ -108,22 +113,22 @@ MAY_IMPORT = {
   'data': {'order', 'sources', 'threads', 'transforms'},
   'threads': set(),
   'order': set(),
-  'sources': {'archives', 'listing', 'records', 'shards', 'tables'},
+  'sources': {'archives', 'listing', 'records', 'shards', 'tables', 'storage'},
   'shards': {'listing', 'npz', 'records'},
-  'prepare': {'console', 'diskfull', 'packing', 'records', 'shards', 'sources', 'threads', 'transforms'},
+  'prepare': {'console', 'diskfull', 'packing', 'records', 'shards', 'sources', 'threads', 'transforms', 'storage'},
   'packing': {'durable', 'guard', 'listing', 'shards', 'threads'},
   'archives': {'listing', 'npz', 'records', 'tables'},
-  'records': {'listing'},
-  'tables': {'listing', 'npz'},
-  'listing': set(),
+  'records': {'listing', 'storage'},
+  'tables': {'listing', 'npz', 'storage'},
+  'listing': {'storage'},
   'transforms': {'markers'},
   'check': {'console', 'diskfull', 'scan'},
-  'scan': {'listing', 'markers', 'sources', 'threads', 'transforms'},
+  'scan': {'listing', 'markers', 'sources', 'threads', 'transforms', 'storage'},
   'markers': set(),
-  'pretrained': {'convert', 'fill', 'hub', 'models', 'models/vit', 'state', 'weights'},
+  'pretrained': {'convert', 'fill', 'hub', 'models', 'models/vit', 'state', 'weights', 'fetch'},
   'weights': {
     'checkpoint', 'convert', 'convert_clip', 'convert_hf', 'convert_npz', 'convert_timm', 'formats', 'models',
-    'state', 'tuning', '',
+    'state', 'tuning', 'fetch', '',
   },
   'convert_clip': set(),
   'convert_timm': {'convert', 'models', 'models/vit'},
@@ -132,9 +137,14 @@ MAY_IMPORT = {
   'checkpoint_items': {'npz', 'checkpoint_seal'},
   'checkpoint_seal': {'durable'},
   'diskfull': set(),
+  'storage': {'diskfull', 'guard'},
+  'lease': {'guard', 'storage'},
+  'mirror': {'checkpoint_remote', 'checkpoint_steps', 'guard', 'lease', 'storage'},
+  'fetch': {'checkpoint_remote', 'checkpoint_steps', 'formats', 'storage'},
+  'checkpoint_remote': {'checkpoint_seal', 'checkpoint_steps', 'guard', 'storage'},
   'exports': {
     'convert', 'convert_hf', 'convert_npz', 'formats', 'models', 'models/vit', 'pretrained', 'programs', 'proofs',
-    'state', 'transforms',
+    'state', 'transforms', 'storage',
   },
   'proofs': {
     'convert', 'convert_npz', 'formats', 'inference', 'models', 'models/vit', 'pretrained', 'programs', 'state',
@@ -178,14 +188,14 @@ MAY_IMPORT = {
 }  # fmt: skip
 HEAVY = {
   'orbax', 'grain', 'tensorflow_datasets', 'cv2', 'simplejpeg', 'matplotlib', 'tensorboardX', 'rich', 'pyarrow',
-  'safetensors', 'huggingface_hub', 'torch', 'etils', 'gradio',
+  'safetensors', 'huggingface_hub', 'torch', 'etils', 'fsspec', 'gradio',
 }  # fmt: skip
 # These must start without jax: the front door, and what runs on the host before a device is wanted.
 WITHOUT_JAX = {
   '__init__', '__main__', 'check', 'cli', 'console', 'commands', 'discovery', 'share', 'main', 'signatures', 'scan',
   'markers', 'transforms', 'sources', 'records', 'listing', 'tables', 'archives', 'order', 'memory', 'manifest', 'hub',
   'npz', 'download', 'formats', 'guard', 'hosts', 'shards', 'prepare', 'packing', 'diskfull', 'bench_input',
-  'plan', 'machines', 'compilation',
+  'plan', 'machines', 'compilation', 'storage', 'lease',
 }  # fmt: skip
 FORBIDDEN = {
   r'nnx\.(jit|grad|value_and_grad|remat|scan|vmap|Optimizer|Metric|MultiMetric)\b': 'only pure dicts cross a transform',
@@ -240,7 +250,7 @@ def at_top(name):
 
 def test_every_module_has_a_row_and_every_row_a_module():
   assert set(MAY_IMPORT) == set(FILES)
-  assert len(FILES) <= 110
+  assert len(FILES) <= 125
 
 
 @pytest.mark.parametrize('name', FILES)

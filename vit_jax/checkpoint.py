@@ -10,6 +10,7 @@ flushed, and only then are older steps removed: whenever the process dies, what 
 
 import concurrent.futures
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -43,12 +44,13 @@ class Checkpoints:
     every: a step is due every so many steps. The training loop asks for it; nothing here does.
     last: this many of the newest steps are kept.
     best: this many of the steps with the highest scores are kept as well; of two equal scores the later step is better.
+    elsewhere: the checkpoint_remote.Steps of a run at an address, for which workdir is the local folder of copies.
 
   Raises:
     ValueError: a count is too small, or workdir is a file.
   """
 
-  def __init__(self, workdir, *, every: int = 1000, last: int = 2, best: int = 1):
+  def __init__(self, workdir, *, every: int = 1000, last: int = 2, best: int = 1, elsewhere=None):
     if every < 1 or last < 1 or best < 0:
       raise ValueError(f'save: every={every} and last={last} must be at least 1 and best={best} at least 0.')
     self.every, self.folder, self._keep = every, folders.place(workdir), {'last': last, 'best': best}
@@ -56,7 +58,7 @@ class Checkpoints:
       raise ValueError(f'{workdir} is not a folder; give a workdir to write to.')
     self.folder.mkdir(parents=True, exist_ok=True)
     self._primary, self._closed, self._saves = jax.process_index() == 0, False, 0
-    self._writer = self._pending = None
+    self._writer, self._pending, self._elsewhere = None, None, elsewhere
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'save')
     self._scores = {step: items.header(self._path(step))['score'] for step in _agreed(self._begin())}
 
@@ -130,8 +132,11 @@ class Checkpoints:
     self.wait()
     folder, said = self._at(step), self.info(step)
     if self._primary:
+      note = {'info': said | {'metrics': metrics}, 'score': _number(score)}
       with self._cleaned(step):
-        seal.annotate(folder, {'info': said | {'metrics': metrics}, 'score': _number(score)})
+        seal.annotate(folder, note)
+      if self._elsewhere:
+        self._elsewhere.annotate(step, note)
     self._scores[step] = _number(score)
 
   def restore(self, step, like):
@@ -147,6 +152,9 @@ class Checkpoints:
         would be read is not as it was saved.
     """
     folder = self._at(step)
+    fault = self._elsewhere and self._elsewhere.bring(step)
+    if fault:
+      raise ValueError(f'{self._elsewhere.there}/{step} is damaged ({fault}): start the same command again.')
     if self._primary:  # hundreds of hosts need not read what is theirs alone, or the same, once more
       folders.verify(folder, (*like, 'info'))
     return items.restore(folder, like)
@@ -160,6 +168,12 @@ class Checkpoints:
     """
     size, there = items.size(like), len(self._scores)
     room, kept = self._free(), self._keep['last'] + 1
+    if self._elsewhere:  # a step is removed here when it has been sent
+      if size > room:
+        raise diskfull.DiskFull(f'{self.folder} has {diskfull.text(room)} free, and a checkpoint of '
+                                f'{diskfull.text(size)} is written there before it is sent: free some space, or name '
+                                'another folder by VIT_JAX_CACHE.')  # fmt: skip
+      return
     if (kept - there) * size > room:
       raise diskfull.DiskFull(
         f'{self.folder} has {diskfull.text(room)} free, and {kept - there} more checkpoints of {diskfull.text(size)} '
@@ -182,7 +196,7 @@ class Checkpoints:
     """The steps to count on, after what a killed process left has been removed and damaged steps are moved aside."""
     if not self._primary:
       return []
-    return folders.begin(self.folder)
+    return self._elsewhere.begin() if self._elsewhere else folders.begin(self.folder)
 
   def _started(self):
     """orbax's writer; made by the first save, because importing it takes half a second."""
@@ -204,6 +218,8 @@ class Checkpoints:
             folders.move_aside(self.folder, [step])
           os.rename(self._path(f'{step}.saving'), self._path(step))
           durable.sync(self.folder)
+          if self._elsewhere:
+            self._elsewhere.send(step, self.latest())
     finally:
       self._meet(step)
     if not self._appears(step):
@@ -213,7 +229,7 @@ class Checkpoints:
     for one in gone:
       del self._scores[one]
     if self._primary:
-      folders.remove(self.folder, gone)
+      (self._elsewhere.remove if self._elsewhere else functools.partial(folders.remove, self.folder))(gone)
 
   def _meet(self, step):
     """Waits until all processes are here; a collective of JAX would disturb those of the training step."""

@@ -40,6 +40,27 @@ def annotate(folder, note):
   _replace(folder, _text({**_said(folder), 'note': note}))
 
 
+def annotated(raw, note):
+  """The bytes of a manifest with another note; ValueError where they are no manifest."""
+  return _text({**said(raw), 'note': note})
+
+
+def check_names(found, name, there):
+  """Raises ValueError where a manifest is not that of a folder of this name, in which the files `there` lie."""
+  _expect(found['name'] == name, MANIFEST, f'is that of {found["name"]}')
+  for path in found['files']:
+    _expect(path in there, path, 'missing')
+    _expect(not {'', '.', '..'} & set(path.split('/')), path, 'is no name of a file in a folder')
+  for path in there:
+    _expect(path in found['files'] or path == MANIFEST, path, 'unexpected file')
+
+
+def keep(folder, found, within):
+  """Seals a copy of a folder that has only what is below the names `within`, None: all, of what its manifest says."""
+  files = {path: one for path, one in found['files'].items() if within is None or path.partition('/')[0] in within}
+  _replace(pathlib.Path(folder), _text({**found, 'files': files}))
+
+
 def note(folder):
   """The JSON dict that `annotate` put there, or {}; ValueError for a damaged manifest."""
   try:
@@ -56,9 +77,9 @@ def fault(folder, within=None):
   """
   folder = pathlib.Path(folder)
   try:
-    said = _said(folder)
-    _expect(said['name'] == folder.name, MANIFEST, f'is that of {said["name"]}')
-    files = said['files']
+    found = _said(folder)
+    _expect(found['name'] == folder.name, MANIFEST, f'is that of {found["name"]}')
+    files = found['files']
     there, folders = _walk(folder)
     del there[MANIFEST]
     _compare(files, there, folders)
@@ -73,7 +94,7 @@ def fault(folder, within=None):
     return f'{os.path.relpath(error.filename or folder, folder)}: {error.strerror}'
 
 
-class _Fault(Exception):
+class _Fault(ValueError):
   pass
 
 
@@ -82,9 +103,9 @@ def _expect(right, path, reason):
     raise _Fault(f'{path}: {reason}' if path else reason)
 
 
-def _text(said):
+def _text(found):
   """The bytes of a manifest. Whatever reads as JSON but is not these bytes has been changed."""
-  return json.dumps({'sha256': hashlib.sha256(json.dumps(said).encode()).hexdigest(), **said}).encode()
+  return json.dumps({'sha256': hashlib.sha256(json.dumps(found).encode()).hexdigest(), **found}).encode()
 
 
 def _replace(folder, text):
@@ -99,16 +120,20 @@ def _said(folder):
   _expect(folder.is_dir(), '', 'it is no folder')
   _expect(os.path.lexists(folder / MANIFEST), '', CUT_SHORT)
   _expect((folder / MANIFEST).is_file(), MANIFEST, 'is no plain file')
-  raw = (folder / MANIFEST).read_bytes()
+  return said((folder / MANIFEST).read_bytes())
+
+
+def said(raw):
+  """{'name', 'files': {path: [size, sha256]}, 'note'} of the bytes of a manifest; ValueError where they are none."""
   try:
-    said = json.loads(raw)
-    said = {key: said[key] for key in ('name', 'files', 'note')}
-    typed = all(type(size) is int and type(digest) is str for size, digest in said['files'].values())
-    said = said if typed and type(said['note']) is dict else None
+    found = json.loads(raw)
+    found = {key: found[key] for key in ('name', 'files', 'note')}
+    typed = all(type(size) is int and type(digest) is str for size, digest in found['files'].values())
+    found = found if typed and type(found['note']) is dict else None
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-    said = None
-  _expect(raw == _text(said or {}), MANIFEST, 'other content')
-  return said
+    found = None
+  _expect(raw == _text(found or {}), MANIFEST, 'other content')
+  return found
 
 
 def _walk(folder):

@@ -48,7 +48,11 @@ def place(workdir):
 
 def numbered(folder):
   """The numbers of all that has the name of a step, ascending; whole or not."""
-  names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+  return steps_of(one.name for one in folder.iterdir()) if folder.is_dir() else []
+
+
+def steps_of(names):
+  """The numbers of those names that are of steps, ascending."""
   return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
@@ -70,31 +74,35 @@ def verify(folder, names):
     raise ValueError(f'{folder} is damaged ({fault}): give its workdir, where another step may be whole.')
 
 
-def choose(workdir):
-  """(folder of the best step that is whole in what a model needs, whether it has a score), else of the newest."""
-  folder, damaged, there = place(workdir), {}, {}
-  for step in numbered(folder)[::-1]:
-    fault = seal.fault(folder / str(step), ('info',))
+def choose(workdir, *, name=None, steps=None, fault=seal.fault, used=used):
+  """(folder of the best step that is whole in what a model needs, whether it has a score), else of the newest.
+
+  Of a run that is elsewhere, and has its copies in workdir: name, where it is; steps, ascending; fault and used, as
+  seal's and as here, which bring what they look at.
+  """
+  folder, damaged, there, name = place(workdir), {}, {}, workdir if name is None else name
+  for step in (numbered(folder) if steps is None else steps)[::-1]:
+    found = fault(folder / str(step), ('info',))
     with contextlib.suppress(FileNotFoundError):  # a run that goes on here may remove steps meanwhile
       (folder / str(step)).lstat()
-      if fault:
-        damaged[step] = fault
+      if found:
+        damaged[step] = found
       else:
         there[step] = items.header(folder / str(step))['score']
   scored = ranked(there)[::-1]
   for step in scored + sorted(there.keys() - set(scored), reverse=True):
-    fault = seal.fault(folder / str(step), used(folder / str(step)))
-    if not fault:
+    found = fault(folder / str(step), used(folder / str(step)))
+    if not found:
       tell({s: f for s, f in damaged.items() if (folder, s, f) not in _TOLD}, f'using {step}')
       _TOLD.update((folder, *one) for one in damaged.items())
       return folder / str(step), step in scored
-    damaged[step] = fault
+    damaged[step] = found
   if damaged:
-    listed = '; '.join(f'{step} ({fault})' for step, fault in damaged.items())
-    raise ValueError(f'{workdir} has no checkpoint that is whole: {listed}.')
+    listed = '; '.join(f'{step} ({found})' for step, found in damaged.items())
+    raise ValueError(f'{name} has no checkpoint that is whole: {listed}.')
   if folder.is_dir() or (workdir / 'run.json').exists():
-    raise ValueError(f'{workdir} has no checkpoint yet; train on, with --workdir={workdir}, until one is saved.')
-  raise ValueError(f'{workdir} is not the workdir of a run: it has no folder checkpoints.')
+    raise ValueError(f'{name} has no checkpoint yet; train on, with --workdir={name}, until one is saved.')
+  raise ValueError(f'{name} is not the workdir of a run: it has no folder checkpoints.')
 
 
 def tell(damaged, then):
@@ -105,15 +113,24 @@ def tell(damaged, then):
 
 def move_aside(folder, steps):
   """Renames steps to names that are never read; all but the newest ASIDE such folders are removed."""
-  now = datetime.datetime.now().strftime('%Y%m%dT%H%M%S.%f')
-  for step in steps:
-    aside = folder / f'{step}.damaged-{now}'
-    os.rename(folder / str(step), aside)
-    print(f'moved to {aside}; delete it when nothing in it is wanted', file=sys.stderr, flush=True)
+  for step, name in aside(steps).items():
+    os.rename(folder / str(step), folder / name)
+    print(f'moved to {folder / name}; delete it when nothing in it is wanted', file=sys.stderr, flush=True)
   durable.sync(folder)
-  there = [one for one in folder.iterdir() if re.fullmatch(r'\d+\.damaged-.*', one.name)]
-  for one in sorted(there, key=lambda one: (one.name.partition('-')[2], int(one.stem.split('.')[0])))[:-ASIDE]:
-    delete(one)
+  for name in beyond(one.name for one in folder.iterdir()):
+    delete(folder / name)
+
+
+def aside(steps):
+  """{step: a new name that is never read} for steps that are moved out of the way now."""
+  now = datetime.datetime.now().strftime('%Y%m%dT%H%M%S.%f')
+  return {step: f'{step}.damaged-{now}' for step in steps}
+
+
+def beyond(names):
+  """Those of some names that steps were moved aside to, but for the newest ASIDE, oldest first."""
+  there = [name for name in names if re.fullmatch(r'\d+\.damaged-.*', name)]
+  return sorted(there, key=lambda name: (name.partition('-')[2], int(name.partition('.')[0])))[:-ASIDE]
 
 
 def remove(folder, steps):

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import traceback
 
-from vit_jax import compilation, console, guard, hosts
+from vit_jax import compilation, console, guard, hosts, storage
 
 # name: (one line for --help, the module and its function: argv -> exit code)
 COMMANDS = {
@@ -95,7 +95,7 @@ def _end(code, line=None, *, together=False):
   if line is None or os.environ.get('VIT_JAX_TRACEBACK'):
     traceback.print_exc()
   if line is not None:
-    print(console.clean(line), file=sys.stderr)
+    print(console.clean(storage.shown(line)), file=sys.stderr)
   if not together:
     hosts.failed(code, line)
   return code

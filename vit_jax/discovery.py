@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 
-from vit_jax import commands, console
+from vit_jax import commands, console, storage
 
 DATASETS = {
   'digits': '1,797 handwritten digits of 8x8 pixels, inside the package',
@@ -229,7 +229,7 @@ def _of_weights(opened):
   if described['name'] is None:
     raise ValueError(f'{opened.path} holds a model that was changed in Python; only its weights are here.')
   opened.converted()  # refuses what is not as it is described
-  rows = {'weights': f'{described["weights"]}: {opened.path}'}
+  rows = {'weights': f'{described["weights"]}: {storage.shown(opened.path)}'}
   if described.get('classes'):
     classes = f'{len(described["classes"])}: {", ".join(described["classes"])}'
     rows['classes'] = textwrap.shorten(classes, 100, placeholder=' ...')

@@ -13,6 +13,8 @@ import tempfile
 
 import numpy as np
 
+from vit_jax import storage
+
 FORMATS = ('timm', 'hf', 'npz', 'stablehlo', 'onnx')
 PROGRAMS = ('stablehlo', 'onnx')
 FILES = {'npz': '.npz', 'onnx': '.onnx'}  # formats of one file, and how its name ends
@@ -95,6 +97,7 @@ def _place(to, out, dtype):
   """The absolute path to write, where nothing is yet; ValueError for what is clear before any weights are read."""
   if to not in FORMATS:
     raise ValueError(f'to={to!r}: choose one of {", ".join(FORMATS)}.')
+  storage.refuse(out, 'What is exported')
   out = pathlib.Path(out).expanduser().absolute()
   if out.exists() or out.is_symlink():
     raise ValueError(f'{out} exists; remove it, or choose another place.')

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from vit_jax import attribution, console, draw, look, tasks, transforms
+from vit_jax import attribution, console, draw, look, storage, tasks, transforms
 
 SIDE = 240  # pixels of the longer side of a picture in an overview; half of it in a sheet of all layers and heads
 STEPS = 16  # of integrated gradients
@@ -21,6 +21,7 @@ def write(model, described, files, out):
 
   model, described: as of pretrained.load.   files: paths of pictures.
   """
+  storage.refuse(out, 'Pictures')
   out = pathlib.Path(out)
   if out.exists() and not out.is_dir():
     raise ValueError(f'{out} is a file; the last argument is the folder to write into.')

@@ -11,10 +11,9 @@ Classes have the numbers of the 1,000 WordNet ids in their order; of a model tha
 """
 
 import json
-import pathlib
 import re
 
-from vit_jax import hub, listing
+from vit_jax import hub, listing, storage
 
 NUMBERED = re.compile(r'_val_(\d{8})\.')
 
@@ -56,7 +55,7 @@ def accepted(path, source, described):
   the files' names. Raises ValueError for a file that is no such list or does not fit the source and the model,
   FileNotFoundError for one that is not there.
   """
-  path = pathlib.Path(path).expanduser()
+  path = storage.fetched(storage.path(path))
   try:
     lists = json.loads(path.read_text(encoding='utf-8'))
   except (ValueError, RecursionError) as error:

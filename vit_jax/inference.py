@@ -13,7 +13,7 @@ import pathlib
 import jax
 import numpy as np
 
-from vit_jax import augment, listing, pretrained, sharding, state, tasks, threads, transforms
+from vit_jax import augment, listing, pretrained, sharding, state, storage, tasks, threads, transforms
 
 AHEAD = 4  # batches decoded before they are asked for
 
@@ -124,6 +124,7 @@ def paths(words):
   """
   found = []
   for word in map(str, words):
+    storage.refuse(word, 'Pictures')
     path = pathlib.Path(word).expanduser()
     if path.is_dir():
       own = sorted(

@@ -23,6 +23,7 @@ from vit_jax import (
   pretrained,
   sam,
   sharding,
+  storage,
   tasks,
   train,
 )
@@ -95,12 +96,12 @@ def evaluate(opened, name, split, *, batch, task=None, mesh=None, among='model',
   judged = tasks.Judged(tasks.suited(how, pictures, loss=described['loss']), columns=columns, accepted=accepted)
   model, described = pretrained.filled(opened)
   shown = f'{described["weights"]} weights; {name}, {split}: {len(pictures.test)} pictures'
-  _say(f'{opened.path}: {shown}')
+  _say(f'{storage.shown(opened.path)}: {shown}')
   found = train.evaluate(model, pictures, task=judged, batch=batch, mesh=mesh)
   names = _distinct(described['classes'] or pictures.classes, described['ids'])
   names = names if columns is None or not described['classes'] else [names[i] for i in columns]
   per_class = dict(zip(names, found.pop('per_class')))
-  asked = {'model': str(opened.path), 'weights': described['weights'], 'data': name, 'split': split}
+  asked = {'model': storage.shown(opened.path), 'weights': described['weights'], 'data': name, 'split': split}
   _say(json.dumps({**asked, **found, 'per_class': per_class}), file=sys.stdout)
   return found
 

@@ -2,7 +2,8 @@
 
 A listing of ImageNet has 1.28 M names. As Python strings they would take 120 MB for the whole run, and listing them
 takes seconds on a local disk and minutes on a network one. So names live in one block of bytes, and the listing of a
-big folder is kept in the user's cache folder for as long as no directory under it changes.
+big folder is kept in the user's cache folder for as long as no directory under it changes. A folder at an address
+(gs://BUCKET/NAME) is listed each time.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ import time
 import zipfile
 
 import numpy as np
+
+from vit_jax import storage
 
 CACHE_FROM = 10_000  # names; listing fewer is as fast as looking it up
 
@@ -78,14 +81,29 @@ def is_picture(name, known):  # name: bytes
 
 def folders(path):
   """Names of the visible folders in a folder, in byte order."""
-  with os.scandir(path) as entries:
-    names = [e.name for e in entries if not e.name.startswith(('.', '__MACOSX')) and e.is_dir()]
+  names = [name for name, folder in entries(path).items() if folder and not name.startswith('__MACOSX')]
   return sorted(names, key=os.fsencode)
+
+
+def entries(path):
+  """{name: whether it is a folder} of the visible folders and files in a folder."""
+  if storage.is_remote(path):
+    return {name: folder for name, folder in storage.entries(path).items() if not name.startswith('.')}
+  with os.scandir(path) as found:
+    return {e.name: e.is_dir() for e in found if not e.name.startswith('.') and (e.is_dir() or e.is_file())}
+
+
+def files(path):
+  """The visible files in a folder, sorted."""
+  return sorted(path / name for name, folder in entries(path).items() if not folder)
 
 
 def class_folders(path):
   """(names, labels int32 (n,), class names) of the pictures in DIR/CLASS/**, ordered by the bytes of CLASS/**."""
-  path, known = os.path.abspath(path), suffixes()
+  known = suffixes()
+  if storage.is_remote(path):
+    return _remote_classes(path, known)
+  path = os.path.abspath(path)
 
   def build():
     watched, parts, classes = [(path, stamp(path))], [], folders(path)
@@ -108,6 +126,23 @@ def class_folders(path):
   table = Names(found['classes'], found['class_ends'])
   classes = [os.fsdecode(table[i]) for i in range(len(table))]
   return Names(found['block'], found['ends']), found['labels'], classes
+
+
+def _remote_classes(path, known):
+  """What class_folders gives of a folder at an address; nothing there tells whether an earlier listing still holds."""
+  classes = folders(path)
+  parts = storage.each(lambda name: _remote(path, name, known), classes)
+  for name, part in zip(classes, parts):
+    if not part:
+      raise ValueError(f'{path / name}: no picture in this class folder; add some or remove the folder.')
+  labels = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+  return Names.pack([name for part in parts for name in part]), labels, classes
+
+
+def _remote(root, top, known):
+  """What _walk gives of a folder at an address."""
+  names = [os.fsencode(f'{top}/{name}') for name in storage.files(root / top) if not re.search(r'(^|/)\.', name)]
+  return sorted(name for name in names if is_picture(name, known))
 
 
 def _walk(root, top, known, watched):
@@ -196,6 +231,8 @@ def _keep(file, arrays, watched):
 
 def flat_folder(path):
   """Names (bytes, sorted) of the pictures in a folder and below, relative to it."""
+  if storage.is_remote(path):
+    return [name[len(os.fsencode(path.name)) + 1 :] for name in _remote(path.parent, path.name, suffixes())]
   watched = []
   return [name[2:] for name in _walk(path, '.', suffixes(), watched)]
 
@@ -206,8 +243,9 @@ def mapping_files(path, split):
   found = [
     file
     for folder in (path, path.parent)
-    for file in sorted(folder.iterdir())
-    if file.suffix.lower() in ('.txt', '.csv') and not file.name.startswith('.') and word in file.name.lower()
+    if storage.is_remote(folder) == storage.is_remote(path)  # above a bucket there is nothing
+    for file in files(folder)
+    if file.suffix.lower() in ('.txt', '.csv') and word in file.name.lower()
   ]
   return sorted(found, key=lambda file: 'ground_truth' in file.name.lower())  # stable: these come last
 
@@ -220,7 +258,7 @@ def read_mapping(file, names, classes):  # names: [bytes] -> int32 (n,)
   """
   place, labels = {name: i for i, name in enumerate(classes)}, {}
   try:
-    with open(file, encoding='utf-8-sig', newline='') as lines:
+    with open(storage.fetched(file), encoding='utf-8-sig', newline='') as lines:
       split = csv.reader(lines) if file.suffix.lower() == '.csv' else map(str.split, lines)
       rows = [(number, row) for number, row in enumerate(split, 1) if row]
   except (UnicodeDecodeError, csv.Error) as error:
@@ -271,7 +309,7 @@ def _ilsvrc_order(file):
     from scipy.io import loadmat
 
     try:
-      synsets = loadmat(table, squeeze_me=True)['synsets']
+      synsets = loadmat(storage.fetched(table), squeeze_me=True)['synsets']
       return {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in synsets}
     except Exception as error:  # what a parser raises for damaged bytes is not documented
       raise ValueError(f'{table} is not that of the development kit ({type(error).__name__}: {error}).') from None

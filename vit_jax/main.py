@@ -3,7 +3,8 @@
 python -m vit_jax.main [--config=NAME[:ARGS] | --config=FILE.py[:ARGS]] [--workdir=DIR] [--config.KEY=VALUE ...]
 
 --config        a shipped config by name (vit_jax list configs), or a file of your own; default: digits
---workdir       where checkpoints, metrics.jsonl, model.json and run.json go; default: runs/NAME_TIME
+--workdir       where checkpoints, metrics.jsonl, model.json and run.json go, a folder or gs://BUCKET/NAME;
+                default: runs/NAME_TIME
                 a folder with an interrupted run is continued from its last checkpoint
                 of several processes (see docs/hosts.md) all are given the same one
 --config.KEY    changes one value: --config.total_steps=1e3 --config.optim.lr=0.01 --config.data.scale=0.3,1
@@ -23,7 +24,7 @@ import time  # noqa: E402
 
 from absl import flags  # noqa: E402
 
-from vit_jax import guard, hosts, watch  # noqa: E402
+from vit_jax import guard, hosts, lease, storage, watch  # noqa: E402
 
 
 def parse(argv):
@@ -95,7 +96,9 @@ def _main(argv):
     return 0
   workdir = options.workdir and os.path.expanduser(options.workdir)
   if workdir and 'job' not in loaded and 'job' not in overrides and hosts.told(os.environ) is None:
-    guard.refuse(workdir)  # one process that will train
+    (lease.refuse if storage.is_remote(workdir) else guard.refuse)(
+      storage.path(workdir)
+    )  # one process, that will train
   resolved = config.resolve(loaded, overrides)
   count = hosts.start()
   if workdir is None and resolved['job'] == 'train':

@@ -17,7 +17,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from vit_jax import console, diskfull, packing, records, shards, sources, threads, transforms
+from vit_jax import console, diskfull, packing, records, shards, sources, storage, threads, transforms
 
 SAMPLE = 32  # pictures that say how much room is needed
 EDGE = 2**17  # bytes of a shard beside its records
@@ -60,6 +60,7 @@ def run(name, out, *, short_side=256, kind='jpeg', quality=None, splits=None, pr
   Raises ValueError or FileNotFoundError, in one line and before anything is written, for what is not there or does not
   fit, or where `out` is there; diskfull.DiskFull where the disk is too small; ValueError where no picture is readable.
   """
+  storage.refuse(out, 'Prepared data')
   out = pathlib.Path(os.path.abspath(pathlib.Path(out).expanduser()))
   quality = _checked(name, out, short_side=short_side, kind=kind, quality=quality)
   shards.library()

@@ -5,7 +5,7 @@ import os
 
 from flax import nnx
 
-from vit_jax import convert, fill, hub, models, state
+from vit_jax import convert, fetch, fill, hub, models, state
 from vit_jax import weights as weights_lib
 from vit_jax.models import vit
 
@@ -56,10 +56,10 @@ def load(path, *, arch=None, numerics=None, unsafe=False):
   """(model, description) of weights: a run's folder, a folder or file of weights, or a name with weights to download.
 
   path: WORKDIR (its best averaged weights, else its best, else its last), WORKDIR/checkpoints/STEP, what create_model
-  takes as `pretrained`, or as name.   arch: the architecture, for a file that does not say.   numerics, unsafe: as
-  create_model.   description: name, architecture (every argument), preprocessing (a row of transforms.py), classes
-  (names), ids (WordNet's), licence, None where nobody says; weights, which ones these are; loss it was trained with,
-  'softmax' or 'sigmoid'.
+  takes as `pretrained`, or as name; or any of these at an address, as gs://BUCKET/NAME.   arch: the architecture, for a
+  file that does not say.   numerics, unsafe: as create_model.   description: name, architecture (every argument),
+  preprocessing (a row of transforms.py), classes (names), ids (WordNet's), licence, None where nobody says; weights,
+  which ones these are; loss it was trained with, 'softmax' or 'sigmoid'.
   """
   return filled(open_any(path, arch=arch, numerics=numerics, unsafe=unsafe)[0])
 
@@ -106,7 +106,7 @@ def remember(model, **said):
 
 def weights(path):
   """{'params', 'rest'} of a run's folder as nested dicts of numpy arrays; params are the averaged ones if any."""
-  return weights_lib.run_arrays(weights_lib.checkpoint.find(path)[0])
+  return weights_lib.run_arrays(weights_lib.checkpoint.find(fetch.local(path))[0])
 
 
 def named(name):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax import augment, console, fill, optim, pretrained, scores, sharding, sources, state, train, tuning
+from vit_jax import augment, console, fill, optim, pretrained, scores, sharding, sources, state, storage, train, tuning
 from vit_jax import data as data_lib
 
 BIAS, L2, DRAWS = 100.0, 2.0**10, 3  # of few-shot regression
@@ -322,8 +322,8 @@ def run(opened, name, *, splits=('train', 'test'), shots=None, methods=tuple(MET
   del model
   rows += [tuned(opened, data, word, steps=steps) for word in tune]
   count = lambda found: {'examples': len(found.labels), 'unreadable': found.unreadable}
-  return {'model': str(opened.path), 'weights': described['weights'], 'data': name, 'classes': classes, 'width': width,
-          'train': count(given), 'test': count(test), 'rows': rows}  # fmt: skip
+  return {'model': storage.shown(opened.path), 'weights': described['weights'], 'data': name, 'classes': classes,
+          'width': width, 'train': count(given), 'test': count(test), 'rows': rows}  # fmt: skip
 
 
 def _shots(shots, source, labels):

@@ -17,7 +17,7 @@ import struct
 
 import numpy as np
 
-from vit_jax import listing
+from vit_jax import listing, storage
 
 
 def need(module, what):
@@ -50,7 +50,8 @@ def named(name, data_dir):
   if not match:
     raise ValueError(f'{name!r} is not of the form tfds:NAME[/CONFIG][:VERSION], like tfds:mnist or tfds:mnist:3.0.1.')
   dataset, config, version = match.groups()
-  root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+  root = storage.path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+  storage.refuse(root, 'What tfds prepared')
   if not (root / dataset).is_dir():
     tfds = need('tensorflow_datasets', 'tfds data sets')
     known = tfds.list_builders(with_community_datasets=False)

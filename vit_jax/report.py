@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 import vit_jax
-from vit_jax import checkpoint, draw, jobs, look, models, pretrained, sections, transforms, watch
+from vit_jax import checkpoint, draw, fetch, jobs, look, models, pretrained, sections, storage, transforms, watch
 from vit_jax.found import evaluated
 
 PICTURES = 24  # of the worst errors, and as many at random
@@ -56,6 +56,9 @@ def write(workdir, *, data=None, split=None, out=None):
   Raises ValueError or FileNotFoundError, before anything is computed, for a folder that is no run or has no checkpoint,
   data that was asked for and is not there, and a file that cannot be written.
   """
+  if out is None and storage.is_remote(workdir):
+    raise ValueError(f'{workdir} is no local folder, where report.html would go: give --out=FILE.html.')
+  storage.refuse(out or '', 'report.html')
   run = read(workdir)
   out = _writable(run.root / 'report.html' if out is None else pathlib.Path(out).expanduser())
   pictures, missing = _data(run, data, split)
@@ -75,7 +78,7 @@ def write(workdir, *, data=None, split=None, out=None):
 
 def read(workdir):
   """The Run in a folder; ValueError where there is none, or none with a checkpoint."""
-  path = pathlib.Path(workdir).expanduser().absolute()  # a folder, whatever its name
+  path = pathlib.Path(fetch.local(workdir)).expanduser().absolute()  # a folder, whatever its name
   folder, _ = checkpoint.find(path)
   root, opened = folder.parent.parent, pretrained.open_any(path)[0]
   file = root / 'run.json'

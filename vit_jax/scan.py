@@ -19,7 +19,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from vit_jax import listing, markers, sources, threads, transforms
+from vit_jax import listing, markers, sources, storage, threads, transforms
 
 KINDS = ('empty', 'truncated', 'corrupt', 'huge', 'unreadable', 'suffix', 'labels')  # of one file's faults
 MAX_BYTES = 2**30  # of a file, and of the files in all threads
@@ -117,6 +117,7 @@ def run(name, progress=lambda items, total: items):
 
 def _opened(name):
   """([Part], [(name, kind, reason)] of other files with a fault, how many more there are)."""
+  storage.refuse(name, 'What is checked')
   path = pathlib.Path(name).expanduser()
   if path.is_dir():
     names, others = _walk(path)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax import config, durable, inference, jobs, pretrained, tables, watch
+from vit_jax import config, durable, inference, jobs, pretrained, storage, tables, watch
 
 
 class Labelled(NamedTuple):
@@ -99,6 +99,7 @@ def write(out, items, labelled, index, classes):
 
 def check_out(out, items):
   """Raises ValueError for an OUT that does not end in what fits the items, FileNotFoundError for one in no folder."""
+  storage.refuse(out, 'Labels')
   suffix, kind = ('.npz', 'arrays') if isinstance(items, np.ndarray) else ('.csv', 'picture files')
   if pathlib.Path(out).suffix != suffix:
     raise ValueError(f'{out}: the labels of {kind} are written to a {suffix} file; give OUT{suffix}.')
@@ -136,6 +137,7 @@ def loop(
   """
   if generations < 1:
     raise ValueError(f'generations={generations}: at least 1 is wanted.')
+  storage.refuse(workdir, 'Generations of students')
   items, found = pictures(words, split), []
   for number in range(1, generations + 1):
     folder = pathlib.Path(workdir) / str(number)

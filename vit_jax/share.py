@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 
-from vit_jax import console, hub
+from vit_jax import console, hub, storage
 
 FILES = ('config.json', 'model.safetensors', 'model.json', 'README.md')  # what a folder to be uploaded holds
 KEPT = ('.json', '.md', '.safetensors')  # of a repository, what pull keeps
@@ -80,6 +80,7 @@ def push(
   what the hub refuses; no half-written folder is left, and the hub takes all files in one commit or none.
   """
   _check(repo)
+  storage.refuse(out or '', 'The folder')
   api = None if dry_run else _api()
   source = pathlib.Path(model)
   if all((source / name).is_file() for name in FILES):
@@ -198,6 +199,7 @@ def pull(repo, out=None, *, revision='main'):
 
   repo, _, at = repo.removeprefix(hub.PREFIX).partition('@')
   _check(repo)
+  storage.refuse(out or '', 'The folder')
   out = pathlib.Path(out or repo.rpartition('/')[2]).expanduser().absolute()
   if os.path.lexists(out):
     raise ValueError(f'{out} exists; remove it, or name another folder.')

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import augment, config, console, draw, operations, order, policies, transforms
+from vit_jax import augment, config, console, draw, operations, order, policies, storage, transforms
 
 SIDE, PICTURES, STEPS = 112, 8, 4  # pixels of a tile, pictures in a row, steps of a config
 MAGNITUDES = {
@@ -42,6 +42,7 @@ def write(files, out, configs=()):
 
   files: paths of pictures.   configs: words as of --config.
   """
+  storage.refuse(out, 'Pictures')
   out = pathlib.Path(out)
   if out.exists() and not out.is_dir():
     raise ValueError(f'{out} is a file; the last argument is the folder to write into.')

@@ -16,12 +16,11 @@ Machine Learning Repository, doi 10.24432/C50P49, CC BY 4.0: 1,797 pictures of 8
 import functools
 import hashlib
 import os
-import pathlib
 import re
 
 import numpy as np
 
-from vit_jax import archives, listing, records, shards, tables
+from vit_jax import archives, listing, records, shards, storage, tables
 
 TRAIN, TEST = ('train', 'training'), ('test', 'testing', 'val', 'validation', 'valid')
 SEED = 0  # of every split and slice: they belong to the data
@@ -133,7 +132,8 @@ def open_source(name, split, *, classes=None, holdout=0.1, data_dir=None):
     name: 'digits'; a folder: class folders in split folders (train/cat/1.jpg), class folders alone, ImageNet's flat
       val/ with a mapping file, tar shards, parquet files, MNIST's IDX files or what tfds prepared; a FILE.csv or .jsonl
       (columns path, label and maybe split; paths relative to it), .npz (x_train, y_train, x_test, y_test), .tar or
-      .parquet; 'tfds:NAME[/CONFIG][:VERSION]'.
+      .parquet; 'tfds:NAME[/CONFIG][:VERSION]'. Folder and file may be at an address such as gs://BUCKET/NAME: pictures
+      are then read there, and archives copied into the cache.
     split: a name with an optional slice: 'train', 'test', 'val[:10%]', 'train[5000:]'. Where there is no 'test', 'val'
       is taken, and the other way round. Data that is not split gives 'train', 'test' (held out) and 'all'. Slices
       count in the stored order, as tfds does, but where that follows the classes (folders, tars) in a fixed shuffled
@@ -261,7 +261,7 @@ def containers(name, data_dir=None):
     return {'all': tables.digits}
   if name.startswith('tfds:'):
     return records.named(name, data_dir)
-  path = pathlib.Path(name).expanduser()
+  path = storage.path(name)
   kinds = {
     '.csv': tables.table,
     '.jsonl': tables.table,
@@ -269,22 +269,34 @@ def containers(name, data_dir=None):
     '.tar': archives.tars,
     '.parquet': archives.parquets,
   }
-  if path.is_dir():
+  if storage.is_remote(path):
+    if listing.entries(path):
+      return _folder(path)
+  elif path.is_dir():
     return _folder(path)
-  if not path.exists():
-    near = os.listdir(path.parent) if path.parent.is_dir() else []
+  if not (storage.exists(path) if storage.is_remote(path) else path.exists()):
+    near = os.listdir(path.parent) if path.parent.is_dir() and not storage.is_remote(path) else []
     raise FileNotFoundError(
       f"{name}: no such folder or file; a data set is 'digits', a folder, tfds:NAME or a file "
       f'with suffix {" ".join(kinds)}.{listing.nearest(path.name, ["digits", *near])}'
     )
   if path.suffix.lower() not in kinds:
     raise ValueError(f'{name} is no data set: a file has one of the suffixes {" ".join(kinds)}; unpack others first.')
-  return kinds[path.suffix.lower()]([path])
+  kind = kinds[path.suffix.lower()]
+  return kind([path] if kind is tables.table else _copies([path]))  # a table's pictures lie beside it
+
+
+def _copies(files):
+  """Local copies of files at addresses, for what reads parts of them; local ones as they are."""
+  return [storage.fetched(file) for file in files]
 
 
 def _folder(path):
   """{split: function -> container} of a folder, whose kind shows in what lies in it."""
-  files = sorted(file for file in path.iterdir() if not file.name.startswith('.') and file.is_file())
+  files = listing.files(path)
+  if storage.is_remote(path) and {'dataset_info.json', shards.PAGE} & {file.name for file in files}:
+    raise ValueError(f'{path} was prepared, and its records are read at random: copy it to a local disk first (gcloud '
+                     'storage cp -r, aws s3 cp --recursive).')  # fmt: skip
   if {'dataset_info.json', 'features.json'} <= {file.name for file in files}:
     return records.prepared(path, str(path))
   if shards.is_prepared(path):
@@ -293,8 +305,8 @@ def _folder(path):
     return {name: functools.partial(_leaf, inner, name, splits) for name, inner in splits.items()}
   for suffix, kind in (('.parquet', archives.parquets), ('.tar', archives.tars)):
     if found := [file for file in files if file.suffix.lower() == suffix]:
-      return kind(found)
-  if found := tables.idx(files):
+      return kind(_copies(found))
+  if found := tables.idx([storage.fetched(file) if 'ubyte' in file.name else file for file in files]):
     return found
   if (inner := inner_folder(path)) != path:
     return _folder(inner)
@@ -317,15 +329,14 @@ def inner_folder(path):
 
 def _is_nested(path):
   """Whether a folder holds more than loose pictures."""
-  with os.scandir(path) as entries:
-    return any(not e.name.startswith('.') and (e.is_dir() or e.name.endswith(('.parquet', '.tar'))) for e in entries)
+  return any(folder or name.endswith(('.parquet', '.tar')) for name, folder in listing.entries(path).items())
 
 
 def _leaf(path, split, splits, classes):
   """The container of one split's folder: archives, tables, class folders, or loose pictures and a mapping file."""
   for suffix, kind in (('.parquet', archives.Parquet), ('.tar', archives.Tar)):
-    if found := sorted(file for file in path.iterdir() if file.suffix.lower() == suffix and file.name[0] != '.'):
-      return kind(found)
+    if found := [file for file in listing.files(path) if file.suffix.lower() == suffix]:
+      return kind(_copies(found))
   train = next((splits[word] for word in TRAIN if word in splits), None)
   maps = listing.mapping_files(path, split) if split in TEST else []
   if maps and (maps[0].parent == path or not listing.folders(path)):

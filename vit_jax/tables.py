@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from vit_jax import listing
+from vit_jax import listing, storage
 from vit_jax import npz as npz_lib
 
 PICTURE_BYTES = 2**30
@@ -38,7 +38,15 @@ class Files:
 
 
 def whole(path):
-  """The bytes of a picture's file; OSError for what is no plain file, which may have no end, and for over a GiB."""
+  """The bytes of a picture's file; OSError for what is no plain file, which may have no end, and for over a GiB.
+
+  Of one at an address, where nobody answers, guard.Unreachable: that is no fault of a picture.
+  """
+  if storage.is_remote(path):
+    data = storage.read(storage.path(path), PICTURE_BYTES + 1)
+    if len(data) > PICTURE_BYTES:
+      raise OSError(f'{path} has more than the {PICTURE_BYTES:,} bytes that a picture may have')
+    return data
   with open(path, 'rb', buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
     status = os.fstat(file.fileno())  # not blocking: a pipe would be waited for until somebody writes to it
     if not stat.S_ISREG(status.st_mode):
@@ -194,7 +202,7 @@ def table(paths):
   Where any label is several, `cat;dog` or in JSON a list, or the column is called `labels`, all are sets of labels.
   """
   [path] = paths
-  with open(path, encoding='utf-8-sig', newline='') as file:
+  with open(storage.fetched(path), encoding='utf-8-sig', newline='') as file:
     try:
       rows = list((_csv_rows if path.suffix.lower() == '.csv' else _json_rows)(file, path))
     except UnicodeDecodeError as error:
@@ -204,7 +212,8 @@ def table(paths):
   if not rows:
     raise ValueError(f'{path} names no pictures.')
   line, first, *_ = rows[0]
-  if not os.path.exists(path.parent / first):  # pathlib's own raises for a name that is too long
+  there = storage.exists if storage.is_remote(path) else os.path.exists  # pathlib's raises for a name that is too long
+  if not there(path.parent / first):
     raise FileNotFoundError(f'{path}:{line}: there is no {path.parent / first}; paths are relative to {path.parent}.')
   several = any(isinstance(label, list) for *_, label, _ in rows)
   if several:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from vit_jax import diskfull, durable
+from vit_jax import diskfull, durable, storage
 
 SECONDS = 5  # between two lines where there is no terminal
 
@@ -271,6 +271,14 @@ def check_workdir(workdir):
   """Raises ValueError unless the folder is there or can be made, and can be written; leaves nothing behind."""
   if not str(workdir):
     raise ValueError('--workdir is empty; name a folder.')
+  if storage.is_remote(workdir):
+    import jax
+
+    if jax.process_count() > 1:
+      raise ValueError(f'--workdir={workdir}: {jax.process_count()} processes write one folder, which must be one that '
+                       'all of them see as a local one (NFS, Filestore, Lustre).')  # fmt: skip
+    storage.check(workdir)
+    return
   path = pathlib.Path(workdir).absolute()
   existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
   if not existing.is_dir():

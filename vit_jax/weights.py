@@ -23,6 +23,7 @@ from vit_jax import (
   convert_hf,
   convert_npz,
   convert_timm,
+  fetch,
   formats,
   models,
   state,
@@ -74,14 +75,14 @@ class Weights:
 
 
 def open_weights(path, *, arch=None, overrides=None, numerics=None, unsafe=False):
-  """The Weights at a path: nothing but names, shapes and descriptions is read.
+  """The Weights at a path: nothing but names, shapes and descriptions is read; what is at an address is fetched.
 
   arch: name of the architecture, for a file that does not say.   overrides: arguments that change it.   numerics: how
   an .npz is to be understood, 'google' (as it was trained) or 'timm'.   unsafe: whether .pth may be read, by torch.
 
   Raises ValueError or FileNotFoundError in one line: no such path, damaged, or not known what it is.
   """
-  path = pathlib.Path(path).expanduser().absolute()
+  path = pathlib.Path(fetch.local(path)).expanduser().absolute()
   with _sane(path):
     found = _open(path, arch, overrides, numerics, unsafe)
     _check(found.described)

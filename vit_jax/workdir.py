@@ -1,8 +1,10 @@
 """What a run keeps in its folder, so that it can be resumed and its model used without the config.
 
+The folder is a local one, or at an address (gs://BUCKET/NAME, ...): then see mirror.py.
+
 WORKDIR/run.json      config, versions, devices, data fingerprint, git state; those of earlier sessions in 'earlier'
 WORKDIR/model.json    what the weights are: name, architecture, preprocessing, class names
-WORKDIR/lock          while a process has the run: see guard.lock
+WORKDIR/lock          while a process has the run: see guard.lock; at an address LOCK.json, see lease.py
 WORKDIR/checkpoints/  see checkpoint.py; a file has a name for each layer, also where a run stacks its layers (scan)
 """
 
@@ -15,7 +17,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checkpoint, guard, pretrained, sharding, state, transforms, watch, weights
+from vit_jax import checkpoint, guard, mirror, pretrained, sharding, state, storage, transforms, watch, weights
 from vit_jax import config as config_lib
 from vit_jax import data as data_lib
 
@@ -27,27 +29,36 @@ FREE = {'data': ('threads', 'max_unreadable'), 'step': ('remat', 'scan', 'attent
 class Workdir:
   """The folder of a run. With path None nothing is read or written.
 
-  Attributes: path: absolute.   first: the step to continue after, 0 for a new run.   steps: how many there will be.
-  begun: how many there were to be when the run was last started, None for a new one.   skipped: how many steps before
-  `first` were left out (step.skip_nonfinite).   newest: the last step that was given to save, or `first`.
+  Attributes: path: absolute, where it is written.   name: where it is in the end.   first: the step to continue after,
+  0 for a new run.   steps: how many there will be.   begun: how many there were to be when the run was last started,
+  None for a new one.   skipped: how many steps before `first` were left out (step.skip_nonfinite).   newest: the last
+  step that was given to save, or `first`.
   """
 
   def __init__(self, path, config, *, model, data, steps, save, extend):
-    self.path, self.steps = path and os.path.abspath(path), steps
+    self.name, self.steps = path, steps
+    self.path = path and os.path.abspath(path)
     self.first, self.begun, self.checkpoints, self.skipped, self.newest = 0, None, None, 0, 0
     if self.path is None:
       return
     watch.check_workdir(path)
     config, fingerprint = json.loads(json.dumps(config)), data_lib.fingerprint(data)
     with contextlib.ExitStack() as held:
-      held.enter_context(guard.lock(self.path if jax.process_index() == 0 else None))
-      self._open(config, fingerprint, model, save, extend)
+      if storage.is_remote(path):
+        there = held.enter_context(mirror.opened(path))
+        self.path = os.fspath(there.folder)
+        self._open(config, fingerprint, model, save | {'elsewhere': there.steps}, extend)
+        there.sync()
+      else:
+        self.name = self.path
+        held.enter_context(guard.lock(self.path if jax.process_index() == 0 else None))
+        self._open(config, fingerprint, model, save, extend)
       self._held = held.pop_all()
 
   def _open(self, config, fingerprint, model, save, extend):
     old = _read_json(os.path.join(self.path, 'run.json'))
     if old is not None:
-      _check_resume(self.path, old, config, fingerprint, extend=extend)
+      _check_resume(self.name, old, config, fingerprint, extend=extend)
       self.begun = old['config']['total_steps']
     self.checkpoints = checkpoint.Checkpoints(self.path, **save)
     self.first = self.newest = self.checkpoints.latest() or 0
@@ -66,7 +77,7 @@ class Workdir:
   def say_finished(self):
     """Says on stderr that there is nothing to do; of several processes, the first one does."""
     if jax.process_index() == 0:
-      print(f'{self.path} is finished, at step {self.steps} of {self.steps}; --extend with a larger total_steps '
+      print(f'{self.name} is finished, at step {self.steps} of {self.steps}; --extend with a larger total_steps '
             'continues it.', file=sys.stderr)  # fmt: skip
 
   def restore(self, like):
@@ -119,7 +130,7 @@ class Workdir:
 
 def begun(path):
   """The config that the run in a folder was begun with; None where there is no run."""
-  record = _read_json(os.path.join(path, 'run.json'))
+  record = _read_json(storage.path(path) / 'run.json')
   return record and record['config']
 
 
@@ -131,8 +142,7 @@ def _map_layers(convert):
 
 def _read_json(path):
   try:
-    with open(path) as file:
-      return json.load(file)
+    return json.loads(storage.read(path))
   except FileNotFoundError:
     return None
   except json.JSONDecodeError as error:

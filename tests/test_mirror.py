@@ -1,0 +1,187 @@
+"""A run at an address is the run that it would be in a folder, bit for bit, however it ends."""
+
+import json
+import os
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from vit_jax import cli, diskfull, guard, lease, mirror, storage, watch
+from vit_jax import data as data_lib
+
+TINY = dict(img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+RUN = 'gs://b/run'
+
+
+def pictures(n, seed):
+  rng = np.random.default_rng(seed)
+  label = rng.integers(0, 5, n)
+  image = (rng.normal(size=(n, 8, 8, 3)) * 20 + label[:, None, None, None] * 40 + 30).clip(0, 255).astype(np.uint8)
+  return image, label
+
+
+def fit(workdir, steps=6, **options):
+  """The weights after a small run, as {path: array}."""
+  model = vit_jax.create_model('vit_tiny_patch16_224', num_classes=5, **TINY)
+  data = data_lib.from_arrays(pictures(50, 0), pictures(21, 1))
+  every = dict(optim=dict(lr=3e-3, ema=0.9), save=dict(every=2), eval_every=4, log_every=1, batch=16)
+  result = vit_jax.fit(model, data, steps=steps, workdir=workdir, **every | options)
+  flat = vit_jax.pretrained.state.flatten(vit_jax.pretrained.state.split(result.model)[1])
+  return {path: np.asarray(leaf) for path, leaf in flat.items()}
+
+
+def same(one, two):
+  assert one.keys() == two.keys()
+  for path in one:
+    np.testing.assert_array_equal(one[path], two[path])
+
+
+def numbers(text):
+  """What the lines of a metrics.jsonl say of a run, without times."""
+  rows = [json.loads(line) for line in text.splitlines()]
+  keep = ('step', 'split', 'loss', 'lr', 'grad_norm', 'top1')
+  return [{key: row[key] for key in keep if key in row} for row in rows if 'resumed' not in row]
+
+
+@pytest.fixture(scope='module')
+def local(tmp_path_factory):
+  """(the weights, the lines of metrics.jsonl, the names of files) of the run in a folder."""
+  folder = tmp_path_factory.mktemp('local')
+  return fit(folder), numbers((folder / 'metrics.jsonl').read_text()), {one.name for one in folder.iterdir()}
+
+
+def test_a_run_at_an_address_is_that_of_a_folder(bucket, local, tmp_path):
+  same(fit(RUN), local[0])
+  there = bucket.objects
+  assert numbers(there[f'{RUN}/metrics.jsonl'].decode()) == local[1]
+  assert {name.split('/')[4] for name in there} == local[2], 'and no lock is left'
+  assert [name for name in there if name.startswith(f'{RUN}/tensorboard/')]
+  left = [one.name for one in (tmp_path / 'cache/remote').rglob('*') if one.is_file()]
+  assert left == ['lock'], 'what it worked in is gone'
+  same(fit(RUN), local[0])  # it is finished
+  assert bucket.objects == there
+
+
+def test_a_killed_run_goes_on_bit_for_bit(bucket, local, capsys):
+  snapshots = {}  # what lay there when a process might have died
+  moments = {'4 begins to count': '4.saving', '2 is removed': '2.removing'}
+
+  def note(what, path):
+    for moment, match in moments.items():
+      if what == 'rm' and match in path:
+        snapshots.setdefault(moment, bucket.objects)
+
+  bucket.fail = note
+  fit(RUN, save=dict(every=2, last=1, best=0))
+  bucket.fail = lambda what, path: None
+  assert snapshots.keys() == moments.keys()
+  for there in snapshots.values():
+    bucket.fs.store.clear()
+    for name, data in there.items():
+      bucket.put(name, data)
+    bucket.age(f'{RUN}/LOCK.json', 500)  # of a process that is gone
+    capsys.readouterr()
+    same(fit(RUN), local[0])
+    assert 'taken over from process' in capsys.readouterr().err
+    assert numbers(bucket.objects[f'{RUN}/metrics.jsonl'].decode()) == local[1]
+
+
+def test_a_run_that_is_stopped_saves_there(bucket, local, monkeypatch):
+  at = guard.at
+
+  def stopped(phase, step=None):
+    at(phase, step)
+    if phase == 'data' and step == 3:
+      raise guard.Stopped(15)
+
+  monkeypatch.setattr(guard, 'at', stopped)
+  with pytest.raises(guard.Stopped, match='step 3 is saved'):
+    fit(RUN)
+  monkeypatch.setattr(guard, 'at', at)
+  assert f'{RUN}/checkpoints/3/manifest.json' in bucket.objects and f'{RUN}/LOCK.json' not in bucket.objects
+  same(fit(RUN), local[0])
+
+
+def test_a_store_that_does_not_take_a_step_ends_the_run_in_one_line(bucket, local):
+  bucket.fail = lambda what, path: OSError('quota exceeded') if what == 'wb' and '/checkpoints/4/' in path else None
+  with pytest.raises(guard.Unreachable) as caught:
+    fit(RUN)
+  assert re.fullmatch(
+    r'Checkpoint 4 could not be sent to gs://b/run/checkpoints \(gs://b/run/checkpoints/4/\S* cannot be written: quota '
+    r'exceeded\); the steps before it are kept\. Start the same command again; it goes on from step 2\.',
+    str(caught.value),
+  )
+  bucket.fail = lambda what, path: None
+  same(fit(RUN), local[0])
+  assert numbers(bucket.objects[f'{RUN}/metrics.jsonl'].decode()) == local[1]
+
+
+def test_two_runs_do_not_share_an_address(bucket, capsys):
+  argv = ['train', '--config=digits', f'--workdir={RUN}']
+  with lease.held(storage.path(RUN)):
+    assert cli.main(argv) == 2
+    with pytest.raises(ValueError, match='gs://b/run is in use by process'):
+      fit(RUN)
+  assert capsys.readouterr().err.startswith(f'error: gs://b/run is in use by process {os.getpid()} on ')
+  assert not bucket.objects
+
+
+def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(bucket, monkeypatch):
+  monkeypatch.setattr(lease, 'BEAT', 0.01)
+  train, before = watch.Watch.train, {}
+
+  def taken(self, step, values):
+    train(self, step, values)
+    if step == 3:
+      guard.NOW.failure, end = None, 200
+      said = lease._said(storage.path(RUN) / lease.NAME) | {'owner': 'x', 'process': 9}
+      bucket.put(f'{RUN}/LOCK.json', json.dumps(said).encode())
+      before.update(bucket.objects)
+      while not guard.NOW.failure and (end := end - 1):
+        lease.time.sleep(0.05)
+
+  monkeypatch.setattr(watch.Watch, 'train', taken)
+  with pytest.raises(guard.Failed, match='gs://b/run was taken over by process 9 on .*: this run ends, and writes'):
+    fit(RUN, save=dict(every=100))
+  assert bucket.objects == before
+
+
+def test_several_processes_are_refused_in_one_line(bucket, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(
+    ValueError, match=r'--workdir=gs://b/run: 2 processes write one folder, which must be one that all'
+  ):
+    watch.check_workdir(RUN)
+
+
+def test_where_nothing_can_be_written_the_command_ends_before_it_reads_data(bucket, capsys):
+  bucket.fail = lambda what, path: PermissionError('storage.objects.create denied') if what == 'wb' else None
+  assert cli.main(['train', '--config=digits', f'--workdir={RUN}']) in (1, 2)
+  assert 'cannot be written: storage.objects.create denied' in capsys.readouterr().err
+  with pytest.raises(ValueError, match=f'--workdir={RUN}: .*denied'):
+    watch.check_workdir(RUN)
+
+
+def test_a_folder_without_room_for_a_step_is_told_first(bucket, monkeypatch):
+  monkeypatch.setattr(diskfull, 'free', lambda folder: 1000)
+  with pytest.raises(diskfull.DiskFull, match='written there before it is sent: free some space, or .* VIT_JAX_CACHE'):
+    fit(RUN)
+
+
+def test_metrics_are_sent_while_it_runs(bucket, monkeypatch):
+  monkeypatch.setattr(mirror, 'SECONDS', 0.01)
+  train, seen = watch.Watch.train, []
+
+  def slow(self, step, values):
+    train(self, step, values)
+    end = 400
+    while f'"step": {step},' not in bucket.objects.get(f'{RUN}/metrics.jsonl', b'').decode() and (end := end - 1):
+      lease.time.sleep(0.01)
+    seen.append(end > 0)
+
+  monkeypatch.setattr(watch.Watch, 'train', slow)
+  fit(RUN, save=dict(every=100))
+  assert seen == [True] * 6

@@ -74,6 +74,7 @@ def environment(machine):
     'JAX_PLATFORMS': 'cpu',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # two plans at once
     'TF_CPP_MIN_LOG_LEVEL': '2',
+    'XLA_FLAGS': '',
   }
   if machine.chip.platform == 'cuda':
     # Without a GPU nothing can be timed, and each product would become an untuned Triton kernel.

@@ -25,12 +25,14 @@ def command(argv):
   parser.add_argument('--machine', required=True, help=', '.join(machines.MACHINES))
   parser.add_argument('--largest_batch', action='store_true', help='also search for it; compiles three times or more')
   parser.add_argument('--kernels', type=int, default=0, metavar='N', help='also show the N groups with the most bytes')
+  odd = 'let cuDNN have an odd number of tokens in training, which jax refuses so far, in place of padded ones'
+  parser.add_argument('--odd_tokens', action='store_true', help=odd)
   parser.add_argument('--json', action='store_true', help='print one JSON line')
   args = parser.parse_args(words)
   machine = machines.named(args.machine)
   check_packages(machine)
   wanted = {'config': args.config, 'overrides': overrides, 'machine': machine.name}
-  wanted |= {'largest_batch': args.largest_batch, 'kernels': args.kernels, 'json': args.json}
+  wanted |= {key: getattr(args, key) for key in ('largest_batch', 'kernels', 'odd_tokens', 'json')}
   return compiled(wanted, machine).returncode
 
 
@@ -49,12 +51,15 @@ def check_packages(machine):
 def made(config, machine, overrides=None, **wanted):
   """The plan as a dict, see planned.plan, of a config by name for a machine by name; in a process of its own.
 
-  overrides: {'a.b': text}.   wanted: largest_batch, kernels.   Raises ValueError with its last line where it fails.
+  overrides: {'a.b': text}.   wanted: largest_batch, kernels, odd_tokens.
+
+  Raises ValueError with its last line where it fails.
   """
-  request = {'config': config, 'overrides': overrides or {}, 'machine': machine, 'largest_batch': False, 'kernels': 0}
+  request = {'config': config, 'overrides': overrides or {}, 'machine': machine, 'json': True}
+  request |= {'largest_batch': False, 'kernels': 0, 'odd_tokens': False} | wanted
   target = machines.named(machine)
   check_packages(target)
-  done = compiled(request | wanted | {'json': True}, target, capture_output=True, text=True)
+  done = compiled(request, target, capture_output=True, text=True)
   if done.returncode:
     raise ValueError(done.stderr.strip().splitlines()[-1].removeprefix('error: '))
   return json.loads(done.stdout.splitlines()[-1])

@@ -32,6 +32,7 @@ from vit_jax import (
 )
 from vit_jax import config as config_lib
 from vit_jax import step as step_lib
+from vit_jax.models import attention
 
 GIB = 2**30
 
@@ -50,12 +51,12 @@ def _believe_in_cudnn():
 
   Up to 0.10.2 jax also refuses an odd number of tokens, by a rule for attention with a bias that it takes for given.
   """
-  import jax._src.cudnn.fused_attention_stablehlo as attention
+  import jax._src.cudnn.fused_attention_stablehlo as cudnn
 
-  attention.check_cudnn_version = lambda: 91000
-  attention.check_compute_capability = lambda capability: float(capability) <= 9.0
-  attention.is_cuda_compute_capability_equal = lambda capability: capability == '9.0'
-  attention.check_is_flash_attention = lambda *_, **__: None
+  cudnn.check_cudnn_version = lambda: 91000
+  cudnn.check_compute_capability = lambda capability: float(capability) <= 9.0
+  cudnn.is_cuda_compute_capability_equal = lambda capability: capability == '9.0'
+  cudnn.check_is_flash_attention = lambda *_, **__: None
 
 
 class Step:
@@ -116,6 +117,7 @@ def plan(wanted):
   Bytes, FLOPs and kernels are those of one chip and step.
   """
   machine = machines.named(wanted['machine'])
+  attention.ODD_TOKENS = wanted['odd_tokens']
   config = config_lib.resolve(config_lib.load(wanted['config']), wanted['overrides'])
   mesh = sharding.make_mesh(**config['mesh'], devices=devices(machine))
   memory, predicted = machine.chip.memory * GIB, footprint.Predicted(config, mesh.devices.flat)
@@ -136,7 +138,7 @@ def plan(wanted):
   if not found['fits']:
     found['advice'] = footprint.advice(predicted, memory)
   if wanted['largest_batch']:
-    found['largest_batch'] = largest(step, machine, config, predicted)
+    found['largest_batch'] = largest(step, machine, config, predicted, found)
   return found
 
 
@@ -192,13 +194,15 @@ def _tokens(step, batch):
 # -- the largest batch
 
 
-def largest(step, machine, config, predicted):
+def largest(step, machine, config, predicted, found):
   """{'per_chip', 'batch', 'peak_gib', 'compiled': {batch per chip: GiB}}: the largest batch that fits, with room.
 
-  A line through two compilations, then a third, and more where that one does not fit.
+  A line through two compilations, of which one is the plan's own where it fits; then a third at its end, and more where
+  that one does not fit.   found: the plan.
   """
   copies = step.mesh.shape['data'] * step.mesh.shape['fsdp'] * step.options.accumulate
-  limit, seen = footprint.ROOM * machine.chip.memory, {}
+  limit, own = footprint.ROOM * machine.chip.memory, config['batch'] // copies
+  seen = {own: found['peak_gib']}
 
   def gib(batch):
     if batch not in seen:
@@ -209,15 +213,15 @@ def largest(step, machine, config, predicted):
     return seen[batch]
 
   need = predicted()
-  guess = (limit * GIB - need.state - need.working) / predicted.picture()
-  low = max(1, int(guess / 8))
-  high = max(low + 1, int(guess / 2))
+  guess = max(2, int((limit * GIB - need.state - need.working) / predicted.picture()))
+  low = own if own <= guess / 2 and found['fits'] else max(1, guess // 8)
+  high = max(low + 1, guess // 2 if low < guess // 4 else guess)
   while gib(high) > limit and high > low + 1:
     high = (low + high) // 2
-  slope = (gib(high) - gib(low)) / (high - low)
-  best = max(1, int(low + (limit - gib(low)) / slope)) if slope > 0 else high
+  slope = max((gib(high) - gib(low)) / (high - low), 1e-9)
+  best = max(1, int(low + (limit - gib(low)) / slope))
   while gib(best) > limit and best > 1:
-    best = max(1, min(best - 1, int(best - (gib(best) - limit) / max(slope, 1e-9))))
+    best = max(1, min(best - 1, int(best - (gib(best) - limit) / slope)))
   fits = gib(best) <= limit
   return {
     'per_chip': best * step.options.accumulate if fits else 0, 'batch': best * copies if fits else 0,
@@ -241,6 +245,8 @@ def show(found):
     'memory': f'{found["peak_gib"]:.2f} GiB of the {found["memory_gib"]:.2f} of a chip: {fits} '
               f'(predicted {found["predicted_gib"]:.2f})',
   }  # fmt: skip
+  if found['machine'].startswith('h200') and found['peak_gib'] > 0.75 * found['memory_gib']:
+    rows['memory'] += '; jax takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says more'
   if 'gflops' in found:
     rows |= {
       'FLOPs': f'{found["gflops"] / 1e3:.2f} TFLOP in products, a chip and step',

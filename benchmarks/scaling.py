@@ -1,0 +1,113 @@
+"""What training takes of up to 256 chips that are not here: memory, exchange, the largest batch. Compiled, not run.
+
+  python benchmarks/scaling.py            # plans what results/scaling.jsonl lacks, then prints the tables; 40 minutes
+  python benchmarks/scaling.py --table    # prints the tables of what is there
+
+Needs pip install 'vit_jax[plan]'. This file is also the config of all rows: ViT with tanh GELU at 224 pixels, AdamW, in
+bfloat16, layers as a loop (scan). 'data': each chip has the whole state, and products are kept for the backward pass
+(remat dots). 'fsdp': the state is cut over all chips, and layers are computed anew (remat full). On GPUs attention is
+cuDNN's, on TPUs the plain one. One step of the batch per chip that is shown, no more than fits with 5 % room.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+RESULTS = pathlib.Path(__file__).parent / 'results' / 'scaling.jsonl'
+NAMES = {
+  'B/16': 'vit_base_patch16_224', 'L/16': 'vit_large_patch16_224', 'H/14': 'vit_huge_patch14_224',
+  'g/14': 'vit_giant_patch14_224',
+}  # fmt: skip
+ROWS = [  # model, layout, batch per chip, machines; what is worth most comes first
+  ('H/14', 'fsdp', 8, ('h200x8', 'v6e-2x4', 'v5e-4x4')),
+  ('g/14', 'fsdp', 8, ('h200x8', 'v6e-4x4', 'v5e-8x8')),
+  ('B/16', 'data', 64, ('h200', 'h200x8', 'v5e-2x2', 'v5e-16x16', 'v6e-16x16')),
+  ('L/16', 'fsdp', 16, ('h200x8', 'v5e-2x4', 'v5e-16x16', 'v6e-16x16')),
+  ('H/14', 'fsdp', 8, ('v5e-16x16', 'v6e-16x16')),
+]
+
+
+def get_config(args):
+  """The config of a row; args: MODEL,LAYOUT,BATCH,CHIPS,ATTENTION."""
+  model, layout, batch, chips, attention = args.split(',')
+  fsdp = int(chips) if layout == 'fsdp' else 1
+  return ConfigDict({
+    'total_steps': 1000,
+    'batch': int(batch) * int(chips),
+    'model': {'name': NAMES[model], 'num_classes': 1000, 'act_layer': 'gelu_tanh'},
+    'data': {'name': 'imagenet'},
+    'optim': {'lr': 1e-3, 'weight_decay': 0.1},
+    'step': {
+      'dtype': 'bfloat16',
+      'scan': True,
+      'remat': 'full' if layout == 'fsdp' else 'dots',
+      'attention': attention,
+    },
+    'mesh': {'data': -1, 'fsdp': fsdp},
+  })  # fmt: skip
+
+
+def planned(model, layout, batch, name):
+  """The row of a model on a machine."""
+  from vit_jax import machines, plan
+
+  machine = machines.named(name)
+  attention = 'cudnn' if machine.chip.platform == 'cuda' else 'xla'
+  spec = f'{pathlib.Path(__file__)}:{model},{layout},{batch},{machine.chips},{attention}'
+  found = plan.made(spec, name, largest_batch=True)
+  sent = lambda rows, ops: sum(row['mib'] for row in rows if row['op'] in ops)
+  ways = {
+    'gathered': ('all-gather', 'ring gather'), 'scattered': ('reduce-scatter', 'ring scatter'),
+    'summed': ('all-reduce',), 'moved about': ('all-to-all', 'collective-permute'),
+  }  # fmt: skip
+  return {
+    'model': model, 'layout': layout, 'machine': name, 'chips': machine.chips, 'batch_per_chip': batch,
+    'peak_gib': found['peak_gib'], 'predicted_gib': found['predicted_gib'], 'memory_gib': found['memory_gib'],
+    **{f'{word}_mib': sent(found['collectives'], ops) for word, ops in ways.items()},
+    'sent_mib': sum(row['moved_mib'] for row in found['collectives']),
+    'least_mib': sum(row['moved_mib'] for row in found['minimum']),
+    'tflop': found['gflops'] / 1e3, 'compile_seconds': found['compile_seconds'],
+    'largest_per_chip': found['largest_batch']['per_chip'], 'largest_gib': found['largest_batch']['peak_gib'],
+    'compiled': found['largest_batch']['compiled'],
+  }  # fmt: skip
+
+
+def table(rows):
+  """Prints the rows as a Markdown table."""
+  print('| model | layout | machine | chips | batch a chip | peak (predicted) of GiB | gathered, scattered, summed, '
+        'moved about, MiB | a chip sends (at least), MiB | largest batch a chip (GiB) |')  # fmt: skip
+  print('|' + ' --- |' * 9)
+  for row in rows:
+    about = ', '.join(f'{row[f"{word}_mib"]:,.0f}' for word in ('gathered', 'scattered', 'summed', 'moved about'))
+    print(f'| {row["model"]} | {row["layout"]} | {row["machine"]} | {row["chips"]} | {row["batch_per_chip"]} '
+          f'| {row["peak_gib"]:.2f} ({row["predicted_gib"]:.2f}) of {row["memory_gib"]:.1f} | {about} '
+          f'| {row["sent_mib"]:,.0f} ({row["least_mib"]:,.0f}) '
+          f'| {row["largest_per_chip"]:,} ({row["largest_gib"]:.2f}) |')  # fmt: skip
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--table', action='store_true', help='plan nothing, print what is there')
+  args = parser.parse_args()
+  lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+  found = [json.loads(line) for line in lines]
+  known = {(row['model'], row['layout'], row['machine']) for row in found}
+  for model, layout, batch, names in ROWS:
+    for name in names if not args.table else ():
+      if (model, layout, name) in known:
+        continue
+      versions = {word: importlib.metadata.version(word) for word in ('jax', 'libtpu', 'jax-cuda13-plugin')}
+      row = planned(model, layout, batch, name) | {'date': datetime.date.today().isoformat(), 'versions': versions}
+      found.append(row)
+      with RESULTS.open('a') as file:
+        file.write(json.dumps(row) + '\n')
+      table([row])
+  table(found)
+
+
+if __name__ == '__main__':
+  main()

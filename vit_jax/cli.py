@@ -32,6 +32,7 @@ COMMANDS = {
   'export': ('for timm, Hugging Face, .npz, StableHLO or ONNX: --model, --to, OUT', 'commands', 'export'),
   'serve': ('a page and a JSON endpoint: --model, --host, --port', 'commands', 'serve'),
   'hub': ('push or pull a model with its card', 'share', 'main'),
+  'launch': ('N processes of one command on this machine: N, COMMAND ...', 'launch', 'command'),
   'plan': ('memory, FLOPs and exchange on a machine that is not here: --config, --machine', 'plan', 'command'),
   'bench': ('images/s, compile time and memory: --model; or bench input: --data', 'commands', 'bench'),
 }

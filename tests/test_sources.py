@@ -7,12 +7,13 @@ import json
 import os
 import re
 import struct
+import tarfile
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from vit_jax import listing, sources
+from vit_jax import guard, listing, sources
 
 
 def picture(value=0, kind='PNG'):
@@ -237,6 +238,85 @@ def test_small_folders_and_unwritable_caches_are_listed_each_time(tmp_path, monk
   monkeypatch.setattr(listing, 'CACHE_FROM', 1)
   (tmp_path / 'kept').write_bytes(b'a file where the folder should be')
   assert len(sources.open_source(str(tmp_path / 'data'), 'all')) == 3
+
+
+# ---- at an address
+
+
+@pytest.fixture
+def both(tmp_path, bucket):
+  """A function that puts a file below a local folder and below gs://b; and the two."""
+
+  def put(name, data):
+    bucket.put(f'gs://b/{name}', data)
+    (tmp_path / 'd' / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / 'd' / name).write_bytes(data)
+
+  put.places = str(tmp_path / 'd'), 'gs://b'
+  return put
+
+
+def test_data_at_an_address_is_that_of_a_disk(both):
+  for split, i in ((split, i) for split in ('train', 'val') for i in range(3)):
+    both(f'folders/{split}/cat/{i}.png', picture(i))
+    both(f'folders/{split}/dog/deep/{i}.png', picture(i + 50))
+  both('folders/train/cat/.hidden.png', b'')
+  both('folders/train/notes.txt', b'')
+  both('zip/zip/cat/1.png', picture(1))
+  both('zip/zip/dog/1.png', picture(2))
+  for name in ('flat/train/cat/1.png', 'flat/train/dog/1.png', 'flat/val/1.png', 'flat/val/2.png'):
+    both(name, picture(len(name)))
+  both('flat/val.txt', b'1.png dog\n2.png cat\n')
+  both('table/t.csv', b'path,label\na/1.png,x\na/2.png,y\n')
+  both('table/a/1.png', picture(5))
+  both('table/a/2.png', picture(6))
+  file = io.BytesIO()
+  np.savez(file, x_train=np.zeros((4, 8, 8), np.uint8), y_train=np.arange(4))
+  both('arrays/d.npz', file.getvalue())
+  file = io.BytesIO()
+  with tarfile.open(fileobj=file, mode='w') as tar:
+    for name in ('a/1.png', 'b/1.png'):
+      member = tarfile.TarInfo(name)
+      member.size = len(picture(3))
+      tar.addfile(member, io.BytesIO(picture(3)))
+  both('tars/train-0.tar', file.getvalue())
+  known = {'classes': ['cat', 'dog']}
+  for name, split, options in (
+    ('folders', 'train', {}), ('folders', 'val', {}), ('zip', 'all', {}), ('flat', 'val', known),
+    ('table/t.csv', 'all', {}), ('arrays/d.npz', 'train', {}), ('tars', 'train', {}), ('tars/train-0.tar', 'train', {}),
+  ):  # fmt: skip
+    local, there = (sources.open_source(f'{place}/{name}', split, holdout=0, **options) for place in both.places)
+    assert there.fingerprint() == local.fingerprint() and there.classes == local.classes, name
+    np.testing.assert_array_equal(there.labels(), local.labels())
+    for i in range(len(local)):
+      np.testing.assert_array_equal(there[i]['image'], local[i]['image'])
+
+
+def test_what_is_wrong_at_an_address_is_said_as_on_a_disk(both):
+  both('folders/train/cat/1.png', picture(1))
+  both('folders/train/empty/notes.txt', b'')
+  both('loose/1.png', picture(1))
+  both('table.csv', b'path,label\nnone.png,x\n')
+  both('notes.txt', b'')
+  for name in ('none', 'folders', 'loose', 'table.csv', 'notes.txt'):
+    local, there = (refused(f'{place}/{name}', 'all') for place in both.places)
+    assert there == local.replace(both.places[0], both.places[1]), name
+  for page in ('dataset_info.json', 'prepared.json'):
+    both(f'{page[:4]}/{page}', b'{}')
+    assert 'copy it to a local disk first (gcloud storage cp' in refused(f'gs://b/{page[:4]}', 'train')
+  assert 'name a local place' in refused('tfds:mnist', 'train', data_dir='gs://b/tfds')
+
+
+def test_a_picture_that_is_gone_is_unreadable_and_a_store_that_is_gone_ends_the_run(both, bucket):
+  for i in range(3):
+    both(f'd/cat/{i}.png', picture(i))
+  pictures = sources.open_source('gs://b/d', 'all')
+  bucket.fs.rm('gs://b/d/cat/1.png')
+  with pytest.raises(OSError, match=r'1\.png'):
+    pictures[1]
+  bucket.fail = lambda what, path: OSError('the network is gone')
+  with pytest.raises(guard.Unreachable, match=r'gs://b/d/cat/0.png cannot be read: the network is gone'):
+    pictures[0]
 
 
 # ---- ImageNet's flat validation folder

@@ -332,7 +332,7 @@ def test_no_module_bears_the_name_of_a_public_function():
 def test_every_test_file_mirrors_a_module():
   known = {name.replace('/__init__', '').rpartition('/')[2] for name in FILES} | {
     'house', 'public', 'pages', 'notebooks', 'configs', 'finetune', 'models', 'parity', 'benchmarks', 'init', 'surgery',
-    'untrusted', 'reliability',
+    'untrusted', 'reliability', 'scale', 'gpu',
   }  # fmt: skip
   assert {path.stem.removeprefix('test_') for path in (ROOT / 'tests').glob('test_*.py')} <= known
 

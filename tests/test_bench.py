@@ -1,5 +1,7 @@
 """bench.inference_time: numbers that hold together, and FLOPs against a count by hand."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from vit_jax import bench, models
@@ -36,6 +38,21 @@ def test_inference_time(model, dtype):
   assert result['parameters'] == parameters
   bytes_each = {'float32': 4, 'bfloat16': 2}[dtype]
   assert result['memory_mb'] >= (parameters + 3 * 16 * 24 * 3) * bytes_each / 2**20
+  room = {'float32': 0.5, 'bfloat16': 0.7}[dtype]  # a CPU computes the second in float32, of copies
+  assert result['predicted_mb'] == pytest.approx(result['memory_mb'], rel=room)
+
+
+def test_working_bytes_are_those_that_live_at_once():
+  def chain(x):  # (8, 1024) float32 is 32 KiB: at most two are needed
+    for _ in range(5):
+      x = jnp.tanh(x)
+    return x.sum()
+
+  x = jax.ShapeDtypeStruct((8, 1024), jnp.float32)
+  assert bench.working_bytes(chain, x) == 2 * 4 * 8 * 1024
+  assert bench.working_bytes(lambda x: jnp.tanh(x) + jnp.exp(x) + jnp.sin(x), x) == 3 * 4 * 8 * 1024
+  looped = lambda x: jax.lax.scan(lambda x, _: (chain(x) + x, None), x, length=3)[0]
+  assert bench.working_bytes(looped, x) == pytest.approx(2 * 4 * 8 * 1024, rel=0.01)
 
 
 @pytest.mark.parametrize('wrong', [dict(batch=0), dict(dtype='float8')])

@@ -21,7 +21,8 @@ def inference_time(model, *, image_size, batch: int = 32, dtype: str = 'float32'
 
   Returns {'device', 'dtype', 'batch', 'image_size', 'parameters', 'images_per_second' (median of the rounds),
   'milliseconds' (per batch), 'compile_seconds', 'gflops' (per image, a multiply-add counts 2, from the unoptimised
-  program), 'memory_mb' (parameters, images, outputs and temporaries of the compiled program)}.
+  program), 'memory_mb' (parameters, images, outputs and temporaries of the compiled program), 'predicted_mb' (the same
+  before it was compiled, see working_bytes)}.
 
   Raises ValueError for a batch below 1 or another dtype.
   """
@@ -32,10 +33,11 @@ def inference_time(model, *, image_size, batch: int = 32, dtype: str = 'float32'
   params = state.cast(params, dtype)
   images = jax.random.normal(jax.random.key(0), (batch, h, w, 3), dtype)
 
+  forward = lambda params, rest, images: state.merge(graphdef, params, rest)(images)
+  given = sum(leaf.nbytes for leaf in jax.tree.leaves((params, rest, images)))
+  predicted = given + working_bytes(forward, params, rest, images)
   started = time.perf_counter()
-  lowered = jax.jit(lambda params, rest, images: state.merge(graphdef, params, rest)(images)).lower(
-    params, rest, images
-  )
+  lowered = jax.jit(forward).lower(params, rest, images)
   compiled = lowered.compile()
   compile_seconds = time.perf_counter() - started
   per_batch = statistics.median(_rounds(lambda: compiled(params, rest, images), seconds))
@@ -52,6 +54,7 @@ def inference_time(model, *, image_size, batch: int = 32, dtype: str = 'float32'
     'gflops': lowered.cost_analysis()['flops'] / batch / 1e9,
     'memory_mb': memory and (memory.argument_size_in_bytes + memory.output_size_in_bytes
                              + memory.temp_size_in_bytes) / 2**20,
+    'predicted_mb': predicted / 2**20,
   }  # fmt: skip
 
 
@@ -94,6 +97,34 @@ def activation_bytes(model, image_size, *, dtype='float32', split=lambda params:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
   return size(2) - size(1)
+
+
+def working_bytes(function, *arrays):
+  """The most that a function's intermediate arrays and outputs hold at once, computed one after another, in bytes.
+
+  arrays: its arguments, or their shapes; these are not counted. Nothing is computed. XLA keeps less where it fuses
+  operations, and more where it reorders them; on a CPU it computes bfloat16 in float32, of copies.
+  """
+  return _alive(jax.make_jaxpr(function)(*arrays).jaxpr)
+
+
+def _alive(program):
+  """working_bytes of a jaxpr: each array lives from the operation that makes it to the last that reads it."""
+  named = lambda variables: [v for v in variables if not hasattr(v, 'val')]  # others are constants
+  size = lambda v: math.prod(v.aval.shape) * v.aval.dtype.itemsize
+  last = {v: i for i, operation in enumerate(program.eqns) for v in named(operation.invars)}
+  last |= dict.fromkeys(named(program.outvars), len(program.eqns))
+  alive = most = 0
+  made = set()
+  for i, operation in enumerate(program.eqns):
+    values = [x for value in operation.params.values() for x in (value if isinstance(value, tuple) else (value,))]
+    inner = [_alive(x) for x in (getattr(value, 'jaxpr', value) for value in values) if hasattr(x, 'eqns')]
+    results = [v for v in operation.outvars if v in last]
+    most = max(most, alive + max([sum(map(size, results)), *inner]))
+    made |= set(results)
+    gone = {v for v in named(operation.invars) if last[v] == i} & made
+    alive += sum(map(size, results)) - sum(map(size, gone))
+  return most
 
 
 def cpu_gflops():

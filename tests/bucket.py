@@ -9,7 +9,7 @@ import datetime
 from unittest import mock
 
 from etils.epath import backend, gpath
-from fsspec.implementations import memory
+from fsspec.implementations import dirfs, local, memory
 
 
 class _Store(memory.MemoryFileSystem):
@@ -98,9 +98,22 @@ class _Backend(backend._FileSystemSpecBackend):
     return self.bucket.fs
 
 
+class _Shared(backend._FileSystemSpecBackend):
+  """One in a folder, for several processes: what a bucket can do is not watched."""
+
+  def __init__(self, folder):
+    self._fs = dirfs.DirFileSystem(folder, local.LocalFileSystem(auto_mkdir=True))
+    self._fs._strip_protocol = lambda path: str(path).removeprefix('gs://').strip('/')
+    join = self._fs._join
+    self._fs._join = lambda path: join(self._fs._strip_protocol(path) if isinstance(path, str) else path)
+
+  def fs(self, path):
+    return self._fs
+
+
 @contextlib.contextmanager
-def opened():
-  """Inside, gs:// is a new Bucket, which is given."""
+def opened(folder=None):
+  """Inside, gs:// is a new Bucket, which is given; or what lies in a folder."""
   bucket = Bucket()
-  with mock.patch.dict(gpath._PREFIX_TO_BACKEND, gs=_Backend(bucket)):
+  with mock.patch.dict(gpath._PREFIX_TO_BACKEND, gs=_Shared(str(folder)) if folder else _Backend(bucket)):
     yield bucket

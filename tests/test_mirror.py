@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 
-import jax
+import bucket as fake
 import numpy as np
 import pytest
 
 import vit_jax
-from vit_jax import cli, diskfull, guard, lease, mirror, storage, watch
+from vit_jax import cli, diskfull, guard, lease, mirror, state, storage, watch
 from vit_jax import data as data_lib
 
 TINY = dict(img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2)
@@ -23,13 +26,17 @@ def pictures(n, seed):
   return image, label
 
 
-def fit(workdir, steps=6, **options):
-  """The weights after a small run, as {path: array}."""
+def trained(workdir, steps=6, **options):
+  """The model after a small run."""
   model = vit_jax.create_model('vit_tiny_patch16_224', num_classes=5, **TINY)
   data = data_lib.from_arrays(pictures(50, 0), pictures(21, 1))
   every = dict(optim=dict(lr=3e-3, ema=0.9), save=dict(every=2), eval_every=4, log_every=1, batch=16)
-  result = vit_jax.fit(model, data, steps=steps, workdir=workdir, **every | options)
-  flat = vit_jax.pretrained.state.flatten(vit_jax.pretrained.state.split(result.model)[1])
+  return vit_jax.fit(model, data, steps=steps, workdir=workdir, **every | options).model
+
+
+def fit(workdir, **options):
+  """The weights after it, as {path: array}."""
+  flat = state.flatten(state.split(trained(workdir, **options))[1])
   return {path: np.asarray(leaf) for path, leaf in flat.items()}
 
 
@@ -149,14 +156,6 @@ def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(bucket, monkeypa
   assert bucket.objects == before
 
 
-def test_several_processes_are_refused_in_one_line(bucket, monkeypatch):
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  with pytest.raises(
-    ValueError, match=r'--workdir=gs://b/run: 2 processes write one folder, which must be one that all'
-  ):
-    watch.check_workdir(RUN)
-
-
 def test_where_nothing_can_be_written_the_command_ends_before_it_reads_data(bucket, capsys):
   bucket.fail = lambda what, path: PermissionError('storage.objects.create denied') if what == 'wb' else None
   assert cli.main(['train', '--config=digits', f'--workdir={RUN}']) in (1, 2)
@@ -185,3 +184,48 @@ def test_metrics_are_sent_while_it_runs(bucket, monkeypatch):
   monkeypatch.setattr(watch.Watch, 'train', slow)
   fit(RUN, save=dict(every=100))
   assert seen == [True] * 6
+
+
+PROCESS = """
+import sys
+import jax
+number, port, room, workdir = int(sys.argv[1]), *sys.argv[2:]
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+jax.distributed.initialize(f'localhost:{port}', 2, number)
+sys.path.insert(0, TESTS)
+import bucket, test_mirror
+from vit_jax import lease
+lease.SETTLE = 0
+with bucket.opened(room):
+  for steps in (4, 6):
+    test_mirror.trained(workdir, steps=steps, extend=True, mesh=dict(fsdp=2), optim=test_mirror.CONSTANT)
+"""
+CONSTANT = dict(lr=3e-3, ema=0.9, schedule='constant')
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run_there(tmp_path, monkeypatch):
+  """The same as in a folder that both see; and one process goes on with it."""
+  env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'VIT_JAX_CACHE': str(tmp_path / 'cache')}
+  script = PROCESS.replace('TESTS', repr(os.path.dirname(__file__)))
+  for workdir in (RUN, str(tmp_path / 'folder')):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      port = str(free.getsockname()[1])
+    argv = [sys.executable, '-c', script]
+    both = [
+      subprocess.Popen([*argv, str(i), port, tmp_path / 'b', workdir], env=env, stderr=subprocess.PIPE)
+      for i in range(2)
+    ]
+    said = [one.communicate(timeout=300)[1].decode() for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+  there, folder = tmp_path / 'b' / 'b' / 'run', tmp_path / 'folder'
+  one, two = (numbers((place / 'metrics.jsonl').read_text()) for place in (there, folder))
+  assert one == two and one[-1]['step'] == 6
+  assert {one.name for one in there.iterdir()} == {one.name for one in folder.iterdir()}
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'own'))
+  monkeypatch.setattr(lease, 'SETTLE', 0)
+  storage._room.cache_clear()
+  with fake.opened(tmp_path / 'b'):
+    same(*(fit(workdir, steps=8, extend=True, optim=CONSTANT, mesh=dict(fsdp=2)) for workdir in (RUN, folder)))
+  storage._room.cache_clear()

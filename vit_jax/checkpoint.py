@@ -37,7 +37,8 @@ class Checkpoints:
   what is left of them may be all that is left of a day's work; they are not read, not counted and, but for the newest
   three, removed. Of steps older than that one, names, sizes and score are verified, and the rest when it is read.
 
-  With several processes all of them call save, wait and close; the first one decides, seals and removes.
+  With several processes all of them call save, wait and close; the first one decides, seals and removes. Each writes
+  its part of a step, but of one that is sent elsewhere the first one writes all, which it is given in its memory.
 
   Args:
     workdir: the run's folder, may be relative; created when it is not there.
@@ -60,7 +61,8 @@ class Checkpoints:
     self._primary, self._closed, self._saves = jax.process_index() == 0, False, 0
     self._writer, self._pending, self._elsewhere = None, None, elsewhere
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'save')
-    self._scores = {step: items.header(self._path(step))['score'] for step in _agreed(self._begin())}
+    self._writes, self._name = self._primary or elsewhere is None, elsewhere.there if elsewhere else self.folder
+    self._scores = {step: self._score(step) for step in _agreed(self._begin())}
 
   def save(self, step, arrays, info, score=None):
     """Starts to write a step; returns once the arrays may be donated. A step that is already kept is left as it is.
@@ -81,12 +83,14 @@ class Checkpoints:
     if step in self._scores:
       return
     score = _number(score)
-    arguments, need = items.arguments(arrays, info, score)
-    self._check_room(step, need)
+    self._check_room(step, items.size(arrays))
+    if self._elsewhere and jax.process_count() > 1:
+      arrays = items.gathered(arrays, keep=self._primary)
     self._saves += 1
     with contextlib.ExitStack() as stack:
       stack.enter_context(self._cleaned(step))
-      self._started().save(self._path(f'{step}.saving'), args=arguments, force=True)
+      if self._writes:
+        self._started().save(self._path(f'{step}.saving'), args=items.arguments(arrays, info, score), force=True)
       self._pending = self._thread.submit(self._finish, step, score, stack.pop_all())
 
   def wait(self):
@@ -198,20 +202,26 @@ class Checkpoints:
       return []
     return self._elsewhere.begin() if self._elsewhere else folders.begin(self.folder)
 
+  def _score(self, step):
+    """What a step that counts was evaluated with; of one that is elsewhere the info comes here."""
+    fault = self._elsewhere and not self._primary and self._elsewhere.bring(step, ('info',))
+    if fault:
+      raise ValueError(f'{self._elsewhere.there}/{step} is damaged ({fault}): start the same command again.')
+    return items.header(self._path(step))['score']
+
   def _started(self):
     """orbax's writer; made by the first save, because importing it takes half a second."""
     if self._writer is None:
-      import orbax.checkpoint as ocp
-
       diskfull.quiet()
-      self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+      self._writer = items.writer(alone=self._elsewhere is not None and jax.process_count() > 1)
     return self._writer
 
   def _finish(self, step, score, cleaned):
     """In the background: what orbax has written -> a step that counts, then the removal of those it replaces."""
     try:
       with cleaned:
-        self._writer.wait_until_finished()  # in all processes, and each one's part
+        if self._writes:
+          self._writer.wait_until_finished()  # in all processes, and each one's part
         if self._primary:
           seal.write(self._path(f'{step}.saving'), str(step))
           if os.path.lexists(self._path(step)):  # somebody put it there since the run began
@@ -236,12 +246,12 @@ class Checkpoints:
     if jax.process_count() > 1:
       from orbax.checkpoint import multihost
 
-      multihost.get_barrier_sync_fn()(key=f'{self.folder}/{step}/{self._saves}', timeout_ms=MINUTES * 60_000)
+      multihost.get_barrier_sync_fn()(key=f'{self._name}/{step}/{self._saves}', timeout_ms=MINUTES * 60_000)
 
   def _appears(self, step):
     """Whether the first process has renamed a step; another host may see that some seconds late."""
     end = time.monotonic() + SECONDS
-    while not self._path(step).is_dir():
+    while not (self._elsewhere.counts(step) if self._elsewhere else self._path(step).is_dir()):
       if self._primary or time.monotonic() > end:
         return False
       time.sleep(0.1)

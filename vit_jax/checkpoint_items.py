@@ -15,7 +15,7 @@ from vit_jax import npz
 
 
 def arguments(arrays, info, score):
-  """(what orbax's Composite handler saves, bytes that it needs on disk) of {name: pytree of arrays} and a JSON dict.
+  """What orbax's Composite handler saves, of {name: pytree of arrays} and a JSON dict.
 
   A jax.Array on a CPU is not copied: orbax holds a view, and XLA does not donate a buffer that is viewed (tested).
   numpy arrays are copied by orbax.
@@ -25,7 +25,33 @@ def arguments(arrays, info, score):
   flat = {name: flatten(tree) for name, tree in arrays.items()}
   header = {'info': info, 'score': score, 'empty': [name for name in flat if not flat[name]]}
   items = {name: ocp.args.PyTreeSave(_nest(leaves)) for name, leaves in flat.items() if leaves}
-  return ocp.args.Composite(info=ocp.args.JsonSave(header), **items), size(arrays)
+  return ocp.args.Composite(info=ocp.args.JsonSave(header), **items)
+
+
+def writer(*, alone):
+  """What writes such a step in the background; alone: without the other processes of a run."""
+  import orbax.checkpoint as ocp
+
+  if not alone:
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+  own = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix='alone')
+  handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=own))
+  return ocp.AsyncCheckpointer(handler, multiprocessing_options=own)
+
+
+def gathered(arrays, *, keep):
+  """{name: pytree of jax.Arrays on the devices of several processes} -> of numpy arrays, or where not keep of None.
+
+  All processes call it. One array after the other lies whole on a device of each.
+  """
+  from jax.experimental import multihost_utils
+
+  def whole(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      x = x.addressable_data(0) if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True)
+    return np.array(x) if keep else None
+
+  return jax.tree.map(whole, arrays)
 
 
 def size(arrays):

@@ -33,6 +33,10 @@ class Steps:
     """The numbers of all that has the name of a step there, ascending; whole or not."""
     return folders.steps_of(name for name, folder in storage.entries(self.there).items() if folder)
 
+  def counts(self, step):
+    """Whether a step is sealed there."""
+    return storage.exists(self.there / str(step) / seal.MANIFEST)
+
   def bring(self, step, within=None):
     """Copies what is below the names `within` of a step, None: all. 'FILE: reason' where it is not as it was written.
 
@@ -77,7 +81,7 @@ class Steps:
       if names[name]:  # of a local folder that was copied there
         storage.remove_folder(self.there / name)
         continue
-      if name.endswith('.removing') or not storage.exists(step / seal.MANIFEST):
+      if name.endswith('.removing') or not self.counts(step.name):
         storage.remove_folder(step)
       storage.remove(self.there / name)
     whole, damaged = [], {}

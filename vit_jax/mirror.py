@@ -20,12 +20,12 @@ KEPT = 'run.json', 'metrics.jsonl'  # what a run goes on with, beside its steps 
 class Mirror:
   """A run at an address. folder: the local one.   steps: its checkpoint_remote.Steps."""
 
-  def __init__(self, name, held):
+  def __init__(self, name, check):
     self.folder, self._there = storage.place(name), storage.path(name)
     shutil.rmtree(self.folder)  # of an earlier run of this process
     self.folder.mkdir()
     self.steps = checkpoint_remote.Steps(self._there / 'checkpoints', checkpoint_steps.place(self.folder), self.sync)
-    self._check, self._sent, self._lock, self._ended = held.check, {}, threading.Lock(), threading.Event()
+    self._check, self._sent, self._lock, self._ended = check, {}, threading.Lock(), threading.Event()
     for one, folder in storage.entries(self._there).items():
       if not folder and (one in KEPT or one.startswith('teacher-')):
         storage.download(self._there / one, self.folder / one)
@@ -71,20 +71,30 @@ class Mirror:
     self._thread.join()
 
 
+def _nothing():
+  raise AssertionError('only the first process sends')
+
+
 def _stamp(path):
   found = os.stat(path)
   return found.st_size, found.st_mtime_ns
 
 
 @contextlib.contextmanager
-def opened(name):
+def opened(name, *, primary=True):
   """The Mirror of a run at an address, whose lock is held; at the end all that it wrote is there.
 
-  Raises ValueError where another process has the run, guard.Unreachable where one cannot write there.
+  primary: False in all processes of a run but one, which have a copy of what is there, and send nothing.
+
+  Raises ValueError where another run has the address, guard.Unreachable where one cannot write there.
   """
-  with lease.held(storage.path(name)) as held, contextlib.ExitStack() as stack:
-    mirror = Mirror(name, held)
+  with contextlib.ExitStack() as stack:
+    held = stack.enter_context(lease.held(storage.path(name))) if primary else None
+    mirror = Mirror(name, held.check if primary else _nothing)
     stack.callback(shutil.rmtree, mirror.folder, ignore_errors=True)
+    if not primary:
+      yield mirror
+      return
     mirror.keep()
     stack.callback(mirror.end)
     try:

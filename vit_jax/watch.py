@@ -272,11 +272,6 @@ def check_workdir(workdir):
   if not str(workdir):
     raise ValueError('--workdir is empty; name a folder.')
   if storage.is_remote(workdir):
-    import jax
-
-    if jax.process_count() > 1:
-      raise ValueError(f'--workdir={workdir}: {jax.process_count()} processes write one folder, which must be one that '
-                       'all of them see as a local one (NFS, Filestore, Lustre).')  # fmt: skip
     storage.check(workdir)
     return
   path = pathlib.Path(workdir).absolute()

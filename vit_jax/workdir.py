@@ -45,10 +45,11 @@ class Workdir:
     config, fingerprint = json.loads(json.dumps(config)), data_lib.fingerprint(data)
     with contextlib.ExitStack() as held:
       if storage.is_remote(path):
-        there = held.enter_context(mirror.opened(path))
+        there = held.enter_context(mirror.opened(path, primary=jax.process_index() == 0))
         self.path = os.fspath(there.folder)
         self._open(config, fingerprint, model, save | {'elsewhere': there.steps}, extend)
-        there.sync()
+        if jax.process_index() == 0:
+          there.sync()
       else:
         self.name = self.path
         held.enter_context(guard.lock(self.path if jax.process_index() == 0 else None))

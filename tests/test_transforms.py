@@ -1,4 +1,4 @@
-"""Pictures on the host: what files mean, geometry against timm, Hugging Face and TensorFlow, crops, the fast path."""
+"""Pictures on the host: what files mean, and what an evaluation sees, against timm, Hugging Face and TensorFlow."""
 
 from concurrent.futures import ThreadPoolExecutor
 import io
@@ -14,14 +14,12 @@ from PIL import Image, ImageFile
 import pytest
 
 from vit_jax import transforms
-from vit_jax.transforms import Unreadable, decode, evaluation_image, preprocessing, random_box, training_image
+from vit_jax.transforms import Unreadable, decode, evaluation_image, preprocessing
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'preproc'
 PHOTOS = {name: Image.open(GOLDENS / f'{name}.png').convert('RGB') for name in ('astronaut', 'china')}
 PHOTO = PHOTOS['china'].crop((50, 60, 161, 133))  # 111 wide, 73 high
 PIXELS = np.asarray(PHOTO)
-
-needs_opencv = pytest.mark.skipif(transforms.host_decoder() != 'opencv', reason='cv2 is missing or differs from Pillow')
 
 
 def encode(image, format, **options):
@@ -389,143 +387,6 @@ def test_a_row_survives_json():
 def test_a_row_out_of_range_is_refused(bad, words):
   with pytest.raises(ValueError, match=words):
     preprocessing(**{'size': 8, **bad})
-
-
-# Training
-
-
-def test_random_boxes_have_the_asked_distribution():
-  rng, n = np.random.default_rng(0), 4000
-  # up to half of a square no box is rejected (the widest is 0.82 of a side), so both are exactly uniform
-  left, top, right, bottom = np.array([random_box(1000, 1000, rng, scale=(0.1, 0.5)) for _ in range(n)]).T
-  w, h = right - left, bottom - top
-  assert left.min() >= 0 and top.min() >= 0 and right.max() <= 1000 and bottom.max() <= 1000
-  ranks = {
-    'area': (w * h / 1e6 - 0.1) / 0.4,
-    'aspect': (np.log(w / h) - np.log(3 / 4)) / np.log(16 / 9),
-    'left': (left + 0.5) / (1001 - w),
-    'top': (top + 0.5) / (1001 - h),
-  }
-  for name, rank in ranks.items():
-    distance = abs(np.sort(rank) - (np.arange(n) + 0.5) / n).max()  # Kolmogorov and Smirnov's
-    assert distance < 1.95 / np.sqrt(n), name  # 0.1 % level
-  assert abs(np.corrcoef(np.array(list(ranks.values()))) - np.eye(4)).max() < 0.06
-
-
-@pytest.mark.parametrize(
-  'height, width, box',
-  [
-    (30, 900, (430, 0, 470, 30)),  # wider than 4/3: 40 x 30 in the middle
-    (900, 30, (0, 430, 30, 470)),  # narrower than 3/4: 30 x 40
-    (1, 1, (0, 0, 1, 1)),
-    (1, 1000, (499, 0, 500, 1)),
-    (1000, 1, (0, 499, 1, 500)),
-  ],
-)
-def test_a_box_that_never_fits_is_the_centred_one(height, width, box):
-  assert random_box(height, width, np.random.default_rng(0), scale=(1, 1)) == box
-
-
-@pytest.mark.parametrize('bad', [dict(scale=(0, 1)), dict(scale=(0.5, 0.1)), dict(scale=(8, 100)), dict(ratio=(0, 1))])
-def test_a_box_refuses_impossible_ranges(bad):
-  with pytest.raises(ValueError, match='wanted'):
-    random_box(8, 8, np.random.default_rng(0), **bad)
-
-
-@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
-def test_training_crops_the_box_and_resizes_it(interpolation):
-  for seed in range(6):
-    got = training_image(encode(PHOTO, 'PNG'), np.random.default_rng(seed), size=(32, 48), interpolation=interpolation)
-    box = random_box(73, 111, np.random.default_rng(seed))
-    want = PHOTO.crop(box).resize((48, 32), Image.Resampling[interpolation.upper()])
-    np.testing.assert_array_equal(got, np.asarray(want))
-    np.testing.assert_array_equal(
-      got, training_image(PIXELS, np.random.default_rng(seed), size=(32, 48), interpolation=interpolation)
-    )
-
-
-def test_training_crop_none_is_the_plain_resize():
-  rng = np.random.default_rng(0)
-  got = training_image(PIXELS, rng, size=32, crop='none')
-  np.testing.assert_array_equal(got, np.asarray(PHOTO.resize((32, 32), Image.Resampling.BILINEAR)))
-  np.testing.assert_array_equal(training_image(PIXELS, rng, size=(73, 111), crop='none'), PIXELS)
-  assert rng.random() == np.random.default_rng(0).random()  # nothing was drawn
-
-
-def test_training_crop_pad_shifts_by_up_to_four_zeros():
-  image, seen = np.arange(1, 193, dtype=np.uint8).reshape(8, 8, 3), set()
-  for seed in range(400):
-    got = training_image(image, np.random.default_rng(seed), size=8, crop='pad')
-    assert got.shape == (8, 8, 3) and got.flags.c_contiguous
-    places = [
-      (y, x)
-      for y in range(9)
-      for x in range(9)
-      if np.array_equal(got, np.pad(image, ((4, 4), (4, 4), (0, 0)))[y : y + 8, x : x + 8])
-    ]
-    assert len(places) == 1
-    seen.update(places)
-  assert len(seen) > 75  # of 81; 80.4 are expected
-  assert training_image(PIXELS, np.random.default_rng(0), size=(8, 12), crop='pad').shape == (8, 12, 3)
-
-
-def test_training_refuses_unknown_words():
-  for bad in ({'crop': 'inception'}, {'interpolation': 'lanczos'}):
-    with pytest.raises(ValueError, match='wanted one of'):
-      training_image(PIXELS, np.random.default_rng(0), size=8, **bad)
-
-
-# The fast path
-
-
-@pytest.fixture
-def resizes(monkeypatch):
-  """Lists the sizes that OpenCV is asked for."""
-  cv2, sizes = pytest.importorskip('cv2'), []
-  transforms.host_decoder()  # its own call is not listed
-  real = cv2.resize
-  monkeypatch.setattr(cv2, 'resize', lambda image, size, **k: (sizes.append(size), real(image, size, **k))[1])
-  return sizes
-
-
-@needs_opencv
-@pytest.mark.parametrize('crop', transforms.CROPS)
-@pytest.mark.parametrize('size', [16, (60, 200), 128])
-@pytest.mark.parametrize('interpolation', transforms.INTERPOLATIONS)
-def test_fast_pictures_are_equal_to_one_step(interpolation, size, crop, resizes):
-  small, jpeg = np.asarray(PHOTOS['astronaut'].resize((32, 32))), encode(PHOTOS['china'], 'JPEG')
-  for image in (PHOTO, small, small[..., 0], jpeg):
-    for seed in range(3):
-      options = dict(size=size, crop=crop, interpolation=interpolation)
-      exact, fast = (training_image(image, np.random.default_rng(seed), fast=f, **options) for f in (False, True))
-      assert fast.shape == exact.shape and fast.flags.c_contiguous and steps(fast, exact) <= 1
-  # OpenCV's bicubic is another one, and shrinking takes antialiasing that it does not have
-  assert bool(resizes) == (interpolation == 'tf_bilinear' or interpolation == 'bilinear' and size != 16)
-
-
-@needs_opencv
-@pytest.mark.parametrize('interpolation, other', [('bilinear', 'tf_bilinear'), ('tf_bilinear', 'bilinear')])
-def test_resampling_is_the_rows_also_where_it_is_fast(interpolation, other):
-  view = lambda interpolation, fast: training_image(
-    PHOTOS['china'], None, size=50, crop='none', fast=fast, interpolation=interpolation
-  )
-  assert steps(view(interpolation, True), view(interpolation, False)) <= 1
-  assert steps(view(interpolation, True), view(other, False)) > 30
-
-
-@pytest.mark.parametrize('state', ['missing', 'differs'])
-def test_without_an_equal_opencv_fast_is_pillow(monkeypatch, state):
-  if state == 'missing':
-    monkeypatch.setitem(sys.modules, 'cv2', None)
-  else:
-    cv2 = pytest.importorskip('cv2')
-    monkeypatch.setattr(cv2, 'resize', lambda image, size, **_: np.zeros((*size[::-1], 3), np.uint8))
-  transforms.host_decoder.cache_clear()
-  try:
-    assert transforms.host_decoder() == 'pillow'
-    np.testing.assert_array_equal(*(training_image(PHOTO, np.random.default_rng(1), size=128, fast=f) for f in (0, 1)))
-  finally:
-    transforms.host_decoder.cache_clear()
 
 
 def test_a_program_is_not_run_and_endless_work_is_not_begun(monkeypatch):

@@ -21,7 +21,8 @@ from typing import Literal
 import jax
 import numpy as np
 
-from vit_jax import order, sources, transforms
+from vit_jax import crops, order, sources, transforms
+from vit_jax import kept as kept_lib
 from vit_jax import threads as threads_lib
 
 AHEAD = 2  # batches decoded before they are asked for: enough to smooth out a few large pictures
@@ -36,13 +37,14 @@ class Data:
     train, test: sources (see sources.py); None where there is none.
     classes: names, in the order of the labels.
     row: preprocessing of an evaluation picture, transforms.preprocessing's; saved with the model.
-    training: keyword arguments of transforms.training_image.
+    training: keyword arguments of crops.training_image.
     repeats: how many rows of a training batch one example has, each with a crop and an augmentation of its own.
     threads: how many decode at once.
     max_unreadable: the fraction of a source's examples that may turn out unreadable before the run stops. Unless it is
       0, one is always allowed, so that 1 bad picture of 50 does not stop a small run at 0.01.
     report: called with one line for each example found unreadable.
     unreadable: {id(source): (source, {index: reason})}, filled while running; `unreadable(data, source)` reads it.
+    kept: of train, what has been decoded and stays in memory.
   """
 
   train: object
@@ -55,6 +57,7 @@ class Data:
   repeats: int = 1
   report: Callable = logging.getLogger('vit_jax').warning
   unreadable: dict = dataclasses.field(default_factory=dict)
+  kept: kept_lib.Kept = dataclasses.field(default_factory=kept_lib.Kept)
 
 
 def load(
@@ -74,6 +77,7 @@ def load(
   mean: tuple[float, ...] = (0.5, 0.5, 0.5),
   std: tuple[float, ...] = (0.5, 0.5, 0.5),
   threads: int | None = None,
+  cache=2.0,
   max_unreadable=0.01,
   data_dir: str | None = None,
   classes: list[str] | None = None,
@@ -86,9 +90,11 @@ def load(
     size: of the pictures that come out, int or (height, width).
     train, test: splits, with slices such as 'train[:98%]'; None opens none. holdout: the fraction for test where a
       source has only one split.
-    crop, scale, ratio: training: transforms.training_image. repeats: in training, see Data.
+    crop, scale, ratio: training: crops.training_image. repeats: in training, see Data.
     eval_crop, crop_pct: evaluation: transforms.preprocessing. interpolation, mean, std: both.
     threads: None is one for each CPU this process may use. max_unreadable: see Data. data_dir: where tfds keeps data.
+    cache: GiB of memory that decoded training pictures may take. Where all would fit, they are decoded whole and stay;
+      else large JPEGs are decoded at the scale that a crop allows (crops.training_image's shrink), and none stays.
     classes: names that the labels must follow, as of a saved model; None takes them from train, else from test.
     extra: a data set whose training examples are trained on too, in train's classes: what `vit_jax label` wrote.
 
@@ -96,11 +102,14 @@ def load(
   """
   if not 0 <= max_unreadable <= 1:
     raise ValueError(f'data.max_unreadable={max_unreadable} is not a fraction; 0.01 allows one example in a hundred.')
+  if not 0 <= cache < float('inf'):
+    raise ValueError(f'data.cache={cache} is no number of GiB; 0 keeps no decoded pictures in memory.')
   if repeats < 1:
     raise ValueError(f'data.repeats={repeats}: an example comes at least once; 1 is no repetition.')
   resampling = dict(interpolation=interpolation)
   row = transforms.preprocessing(size, crop=eval_crop, crop_pct=crop_pct, mean=mean, std=std, **resampling)
   training = dict(size=tuple(row['size']), crop=crop, scale=scale, ratio=ratio, fast=True, **resampling)
+  limit = int(cache * 2**30)
 
   def source(number, split, classes):
     if isinstance(name, str):
@@ -117,15 +126,17 @@ def load(
   opened = [source for source in (train, test) if source is not None]
   if not all(map(len, opened)) or not opened:
     raise ValueError('There are no examples in the chosen splits; name data.train or data.test, with a larger slice.')
+  stays = train is not None and limit > 0 and kept_lib.fits(train, limit)
   return Data(
     train=train,
     test=test,
     classes=list(opened[0].classes),
     row=row,
-    training=training,
+    training=training | {'shrink': not stays},
     threads=threads or threads_lib.cpus(),
     max_unreadable=max_unreadable,
     repeats=repeats,
+    kept=kept_lib.Kept(limit if stays else 0),
   )
 
 
@@ -174,7 +185,7 @@ def train_batches(data, *, batch, seed, start=0, process_index=0, process_count=
       return
     stream = order.streams(seed, step)
     for i, (row, position) in enumerate(zip(rows, place(step, rows))):
-      make = lambda image: transforms.training_image(image, stream(row), **data.training)  # noqa: B023  used at once
+      make = lambda image: crops.training_image(image, stream(row), **data.training)  # noqa: B023  used at once
       _first_readable(data, source, order.following(position, len(source), seed), make, i, out)
 
   threads = 1 if ready is not None else data.threads
@@ -272,7 +283,7 @@ def _first_readable(data, source, indices, make, i, out):
     if index in known:
       continue
     try:
-      example = source[index]
+      example = data.kept.example(source, index) if source is data.train else source[index]
       out['image'][i], out['label'][i], out['id'][i] = make(example['image']), example['label'], index
       return True
     except (transforms.Unreadable, OSError) as error:

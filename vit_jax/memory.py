@@ -1,6 +1,8 @@
-"""Host memory: where XLA wants an array to begin, and what malloc does with what is given back."""
+"""Host memory: where XLA wants an array to begin, what malloc does with what is given back, and how much is left."""
 
+import contextlib
 import ctypes
+import pathlib
 
 import numpy as np
 
@@ -28,3 +30,15 @@ def keep_freed():
     return False
   trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
   return all([mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**26), mallopt(mmap_threshold, 2**30)])
+
+
+def free():
+  """Bytes that can still be taken before the machine, or the container of this process, runs short; None = unknown."""
+  found = []
+  with contextlib.suppress(OSError, StopIteration, ValueError):
+    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
+    found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:')))
+  with contextlib.suppress(OSError, ValueError):  # 'max' where there is no limit
+    limit, used = (int(pathlib.Path(f'/sys/fs/cgroup/memory.{name}').read_text()) for name in ('max', 'current'))
+    found.append(max(0, limit - used))
+  return min(found, default=None)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import augment, config, console, draw, operations, order, policies, storage, transforms
+from vit_jax import augment, config, console, crops, draw, operations, order, policies, storage, transforms
 
 SIDE, PICTURES, STEPS = 112, 8, 4  # pixels of a tile, pictures in a row, steps of a config
 MAGNITUDES = {
@@ -113,7 +113,7 @@ def of_config(pictures, name, settings):
   run = _augmentation(settings['step']['augment'], data)
   for step in range(STEPS):
     stream, key = order.streams(settings['seed'], step), jax.random.fold_in(jax.random.key(settings['seed']), step)
-    cropped = [transforms.training_image(p, stream(i), size=size, **training) for i, p in enumerate(pictures)]
+    cropped = [crops.training_image(p, stream(i), size=size, **training) for i, p in enumerate(pictures)]
     seen = run(jax.random.split(key)[0], np.stack(cropped))
     images.append([draw.enlarged(image, (SIDE, SIDE), smooth=len(image) >= SIDE) for image in seen])
   rows = [f'step {step}' for step in range(STEPS)]

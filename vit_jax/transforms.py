@@ -9,12 +9,10 @@ files, those of more than MAX_PIXELS, and programs (PostScript) are Unreadable.
 What an evaluation sees is a *row* (`preprocessing`), saved beside the weights. 'bilinear' and 'bicubic' are Pillow's
 antialiased filters, 'tf_bilinear' is tf.image.resize's (half-pixel centres, no antialiasing, rounded), 'bv_bilinear'
 and 'bv_area' the same library's as big_vision uses them (cut down to 8 bits, sides rounded). The geometry is timm's
-create_transform(is_training=False). Training crops as Inception does (Szegedy et al., 2014, section 6) in the
-form of torchvision's RandomResizedCrop: ten tries, then the largest centred crop of an allowed aspect.
+create_transform(is_training=False). What a training sees is drawn in crops.py.
 """
 
 import contextlib
-import functools
 import io
 import math
 import os
@@ -28,10 +26,8 @@ from PIL import Image, UnidentifiedImageError
 from vit_jax import markers
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gigabyte once decoded
-CROPS = ('random', 'pad', 'none')
 EVALUATION_CROPS = ('center', 'center_floor', 'squash', 'border')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'tf_bilinear', 'bv_bilinear', 'bv_area')
-PADDING = 4  # pixels on each side: the CIFAR recipe of He et al., 2015, section 4.2
 
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,7 +55,7 @@ def decode(data):  # -> (h, w, 3)
     Unreadable: the file is missing, damaged, truncated, too large, or has no 8-bit meaning.
     ValueError: an array of another dtype or shape, or a value of another type.
   """
-  return np.ascontiguousarray(_picture(data))
+  return np.ascontiguousarray(opened(data))
 
 
 def preprocessing(
@@ -82,8 +78,8 @@ def preprocessing(
   height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
   if not all(isinstance(n, (int, np.integer)) and n > 0 for n in (height, width)):
     raise ValueError(f'size={size!r}: wanted a positive number of pixels or a pair (height, width).')
-  _check('crop', crop, EVALUATION_CROPS)
-  _check('interpolation', interpolation, INTERPOLATIONS)
+  check('crop', crop, EVALUATION_CROPS)
+  check('interpolation', interpolation, INTERPOLATIONS)
   if not 0 < crop_pct <= 1:
     raise ValueError(f'crop_pct={crop_pct!r}: wanted the share of a side that is kept, over 0 and at most 1.')
   mean, std = [float(m) for m in mean], [float(s) for s in std]
@@ -106,84 +102,20 @@ def evaluation_image(image, row):  # -> (size_h, size_w, 3)
   row's size passes unchanged only if crop_pct is 1. Raises as `decode`, and Unreadable for a picture so narrow that the
   resize would make it larger than MAX_PIXELS.
   """
-  picture = _picture(image)
-  (h, w), (height, width) = _size(picture), row['size']
+  picture = opened(image)
+  (h, w), (height, width) = size_of(picture), row['size']
   target = math.floor(height / row['crop_pct']), math.floor(width / row['crop_pct'])
   target = target if row['crop'] == 'squash' else _scaled(h, w, target, row)
   if target[0] * target[1] > MAX_PIXELS:
     raise Unreadable(f'{w}x{h} pixels are too narrow: resized, it would be {target[1]}x{target[0]}')
-  picture = _resized(picture, target, row['interpolation'])
+  picture = resized(picture, target, row['interpolation'])
   if target[0] < height or target[1] < width:
     fill = [round(255 * m) for m in row['mean']] if row['crop'] == 'border' else [0, 0, 0]
     picture = _padded(np.asarray(picture), (height, width), fill)
     target = picture.shape[:2]
   half = math.floor if row['crop'] == 'center_floor' else round
   left, top = half((target[1] - width) / 2), half((target[0] - height) / 2)
-  return np.ascontiguousarray(_cut(picture, (left, top, left + width, top + height)))
-
-
-def training_image(
-  image, rng, *, size, crop='random', scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation='bilinear', fast=False
-):  # -> (size_h, size_w, 3)
-  """uint8 (size_h, size_w, 3), a random view of a picture in any form that `decode` takes, and with its errors.
-
-  Args:
-    rng: numpy Generator, the only source of randomness; what is drawn from it does not depend on `fast`.
-    size: pixels, an int or (h, w).
-    crop: 'random' = random_box, then resize; 'pad' = resize, 4 zero pixels around, a random window; 'none' = resize.
-    scale, ratio: see random_box.
-    interpolation: one of INTERPOLATIONS, see the top of this file.
-    fast: OpenCV may resize where that is the same to one 8-bit step, if host_decoder() says 'opencv'.
-  """
-  _check('crop', crop, CROPS)
-  _check('interpolation', interpolation, INTERPOLATIONS)
-  height, width = (size, size) if isinstance(size, int) else size
-  picture = _picture(image)
-  if crop == 'random':
-    picture = _cut(picture, random_box(*_size(picture), rng, scale=scale, ratio=ratio))
-  picture = _resized(picture, (height, width), interpolation, fast and host_decoder() == 'opencv')
-  if crop == 'pad':
-    padded = np.zeros((height + 2 * PADDING, width + 2 * PADDING, 3), np.uint8)  # np.pad takes four times as long
-    padded[PADDING : PADDING + height, PADDING : PADDING + width] = picture
-    left, top = int(rng.integers(2 * PADDING + 1)), int(rng.integers(2 * PADDING + 1))
-    picture = padded[top : top + height, left : left + width]
-  return np.ascontiguousarray(picture)
-
-
-def random_box(height, width, rng, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-  """(left, top, right, bottom), a random box in an image of height x width pixels.
-
-  scale: the share of the area, uniform, at most 1. ratio: width / height, uniform in the logarithm.
-  """
-  if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
-    raise ValueError(f'scale={scale}, ratio={ratio}: wanted (low, high) with 0 < low <= high, and scale at most 1.')
-  for _ in range(10):
-    area = height * width * rng.uniform(*scale)
-    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-    if 0 < w <= width and 0 < h <= height:
-      top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-      return left, top, left + w, top + h
-  w = min(width, max(1, round(height * ratio[1])))  # max: a line one pixel wide still has a box
-  h = min(height, max(1, round(width / ratio[0])))
-  left, top = (width - w) // 2, (height - h) // 2
-  return left, top, left + w, top + h
-
-
-@functools.cache
-def host_decoder():
-  """'opencv' where cv2 is installed and enlarges a picture as Pillow does to one 8-bit step, else 'pillow'.
-
-  What training_image(fast=True) uses beside Pillow, for run.json. Files are always decoded by Pillow: OpenCV gives the
-  same bits, hardly sooner, but also gives a picture for broken files that Pillow refuses.
-  """
-  try:
-    import cv2  # noqa: F401
-  except ImportError:
-    return 'pillow'
-  small = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
-  slow, fast = (np.asarray(_resized(small, (41, 60), 'bilinear', fast=f)).astype(int) for f in (False, True))
-  return 'opencv' if abs(slow - fast).max() <= 1 else 'pillow'
+  return np.ascontiguousarray(cut(picture, (left, top, left + width, top + height)))
 
 
 class _Hush(threading.local):
@@ -210,9 +142,13 @@ _HUSH = _Hush()
 _HUSHED = ('ignore', _HUSH, Warning, None, 0)  # the form of an entry of warnings.filters
 
 
-def _picture(data):
-  """An upright RGB PIL.Image, or a uint8 array (h, w, 3), for whatever `decode` takes. Below, either is a picture:
-  pixels cross between Pillow and numpy late, when they are few."""
+def opened(data, read=lambda image, data: None):
+  """An upright RGB PIL.Image, or a uint8 array (h, w, 3), for whatever `decode` takes, with its errors.
+
+  Below, either is a picture: pixels cross between Pillow and numpy late, when they are few.
+  read: (PIL.Image, bytes) -> what takes the place of an encoded picture of which no more than the header was looked
+    at, or None.
+  """
   if isinstance(data, np.ndarray):
     return _three_channels(data)
   if not isinstance(data, (bytes, bytearray, memoryview, str, os.PathLike, Image.Image)):
@@ -220,11 +156,15 @@ def _picture(data):
   try:
     with _HUSH:
       if isinstance(data, Image.Image):
-        return _upright(data)
+        return _upright(_checked(data))
       data = pathlib.Path(data).read_bytes() if isinstance(data, (str, os.PathLike)) else data
-      image = Image.open(io.BytesIO(data))
+      data = bytes(data)
+      kind = ('JPEG',) if data.startswith(b'\xff\xd8\xff') else None  # else Pillow asks a dozen formats first
+      image = _checked(Image.open(io.BytesIO(data), formats=kind))
+      if (found := read(image, data)) is not None:
+        return found
       if image.format in ('JPEG', 'MPO'):
-        markers.check_scans(bytes(data), image.width * image.height, MAX_PIXELS)
+        markers.check_scans(data, image.width * image.height, MAX_PIXELS)
       return _upright(image)
   except UnidentifiedImageError as error:
     raise Unreadable('not a picture in a format that Pillow reads' if len(data) else 'an empty file') from error
@@ -233,16 +173,26 @@ def _picture(data):
     raise Unreadable(reason.splitlines()[0]) from error
 
 
-def _upright(image):
-  """An upright RGB PIL.Image for one of any mode that may not be loaded yet."""
+def orientation(image):
+  """The Image.Transpose that puts a PIL.Image upright, or None. A PNG may say it behind its pixels: load() it first."""
+  with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+    return _TURNS.get(image.getexif().get(0x0112))
+  return None
+
+
+def _checked(image):
+  """A PIL.Image that may be decoded, by its header."""
   if not 0 < image.width * image.height <= MAX_PIXELS:
     raise Unreadable(f'{image.width}x{image.height} pixels: wanted 1 to {MAX_PIXELS:,}')
   if image.format == 'EPS':
     raise Unreadable('PostScript is a program, and is not run')
+  return image
+
+
+def _upright(image):
+  """An upright RGB PIL.Image for one of any mode that may not be loaded yet."""
   image.load()
-  turn = None
-  with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
-    turn = _TURNS.get(image.getexif().get(0x0112))  # after load(): a PNG may have it behind the pixels
+  turn = orientation(image)
   image = image if image.mode == 'RGB' else _eight_bit(image).convert('RGB')
   return image if turn is None else image.transpose(turn)
 
@@ -269,11 +219,13 @@ def _three_channels(array):  # -> (h, w, 3)
   return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
 
 
-def _size(picture):  # -> (h, w)
+def size_of(picture):  # -> (h, w)
+  """Rows and columns of a picture."""
   return picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size[::-1]
 
 
-def _cut(picture, box):
+def cut(picture, box):
+  """The part of a picture in a box (left, top, right, bottom) of whole pixels."""
   left, top, right, bottom = box
   return picture[top:bottom, left:right] if isinstance(picture, np.ndarray) else picture.crop(box)
 
@@ -301,21 +253,19 @@ def _padded(array, size, fill):  # (h, w, 3) -> at least size
   return out
 
 
-def _resized(picture, size, interpolation, fast=False):
-  """The picture at size (h, w); with fast, by OpenCV's bilinear where that is the same to one 8-bit step."""
-  h, w = _size(picture)
-  if (h, w) == tuple(size):
-    return picture
-  # where nothing shrinks, nothing is antialiased, and the two kinds of bilinear are one
-  if fast and (interpolation == 'tf_bilinear' or interpolation == 'bilinear' and h <= size[0] and w <= size[1]):
-    import cv2
+def resized(picture, size, interpolation, box=None):
+  """The picture, or a box (left, top, right, bottom) of it that may end within a pixel, at size (h, w).
 
-    return cv2.resize(np.asarray(picture), size[::-1], interpolation=cv2.INTER_LINEAR)
+  interpolation: one of INTERPOLATIONS; with a box one of Pillow's.
+  """
+  h, w = size_of(picture)
+  if box is None and (h, w) == tuple(size):
+    return picture
   if interpolation in _OF_TENSORFLOW:
     share, to_8_bits = _OF_TENSORFLOW[interpolation]
     return to_8_bits(share(np.asarray(picture), size)).astype(np.uint8)
   picture = Image.fromarray(np.ascontiguousarray(picture)) if isinstance(picture, np.ndarray) else picture
-  return picture.resize(size[::-1], Image.Resampling[interpolation.upper()])
+  return picture.resize(size[::-1], Image.Resampling[interpolation.upper()], box)
 
 
 def _tf_bilinear(array, size):  # (h, w, 3) -> (size_h, size_w, 3)
@@ -355,6 +305,7 @@ _OF_TENSORFLOW = {
 }
 
 
-def _check(what, given, known):
+def check(what, given, known):
+  """Raises ValueError unless an argument is one of those known."""
   if given not in known:
     raise ValueError(f'{what}={given!r}: wanted one of {", ".join(known)}.')

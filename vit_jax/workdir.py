@@ -17,7 +17,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checkpoint, guard, mirror, pretrained, sharding, state, storage, transforms, watch, weights
+from vit_jax import checkpoint, crops, guard, mirror, pretrained, sharding, state, storage, watch, weights
 from vit_jax import config as config_lib
 from vit_jax import data as data_lib
 
@@ -66,7 +66,7 @@ class Workdir:
     self.skipped = self.checkpoints.info(self.first).get('skipped', 0) if self.first else 0
     if not self.finished and jax.process_index() == 0:
       watch.write_json(os.path.join(self.path, 'model.json'), weights.stamped(pretrained.described(model)))
-      new = watch.run_record(config, fingerprint, {'decoder': transforms.host_decoder()})
+      new = watch.run_record(config, fingerprint, {'decoder': crops.host_decoder()})
       earlier = [] if old is None else [*old.pop('earlier'), old]
       watch.write_json(os.path.join(self.path, 'run.json'), new | {'earlier': earlier})
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).absolute().parent))
 
 import pictures  # noqa: E402
 
-from vit_jax import scan, transforms  # noqa: E402
+from vit_jax import crops, scan, transforms  # noqa: E402
 
 MEGABYTE = 10**6
 BOUND = (scan.PIXEL * transforms.MAX_PIXELS + 300 * MEGABYTE) // MEGABYTE  # MB: one picture at the limit, and Python
@@ -138,7 +138,7 @@ def spoilt(seed, number):
 ROW = transforms.preprocessing(32)
 WAYS = {
   'decode': transforms.decode,
-  'train': lambda data: transforms.training_image(data, np.random.default_rng(0), size=32),
+  'train': lambda data: crops.training_image(data, np.random.default_rng(0), size=32),
   'evaluate': lambda data: transforms.evaluation_image(data, ROW),
 }
 

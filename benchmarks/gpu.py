@@ -130,23 +130,21 @@ def sides(run, name, section):
     print(f'{name}: all {len(here)} rows are there')
     return
   ways = [here[0], *(way for way in wanted if way is not here[0])]
-  live = {}
+  live, tried, first, profiled = {}, set(), None, False
   try:
     for group in groups(ways, section.gib):
-      build(run, name, section, [way for way in group if way.name not in live], live)
-      first = live.get(here[0].name)
-      if first is None:
-        print(f'{name}: without {here[0].name} there is nothing to compare with')
-        return
-      times, rates = turns(run, live)
-      for way in group:
-        if way in wanted and times.get(way.name):
-          run.keep(result(run, name, section, way, live[way.name][1], times, times[here[0].name], rates))
-      wanted = [way for way in wanted if way is not here[0]]
-      for other in set(live) - {here[0].name}:
+      build(run, name, section, [way for way in group if way.name not in tried], live)
+      tried |= {way.name for way in group}
+      first = first or next(iter(live), None)  # the next one where ours cannot be built
+      times, rates = turns(run, live) if live else ({}, {})
+      for way in (way for way in group if way in wanted and times.get(way.name)):
+        wanted.remove(way)
+        run.keep(result(run, name, section, way, live[way.name][1], times, first, rates))
+      mine = next((name for name, (process, _) in live.items() if process.script == SCRIPTS['jax']), None)
+      if section.profile and mine and not profiled:
+        profiled = profile(run, section.model, mine, live[mine][0])
+      for other in set(live) - {first}:
         live.pop(other)[0].close()
-    if section.profile:
-      profile(run, section.model, here[0], live[here[0].name][0])
   finally:
     for process, _ in live.values():
       process.close()
@@ -218,7 +216,7 @@ def turns(run, live):
 
 
 def result(run, name, section, way, built, times, first, rates):
-  """The row of a way."""
+  """The row of a way; first: the name of the one that took turns with all."""
   sizes = gpu_sections.sizes(section.model, run.tiny)
   batch, own = 4 if run.tiny else gpu_sections.BATCHES[section.model], sorted(times[way.name])
   seconds, quarter = statistics.median(own), len(own) // 4
@@ -227,22 +225,26 @@ def result(run, name, section, way, built, times, first, rates):
   return run.row(
     name, way.name, way.side, batch=batch, image=sizes['image'], dtype='bfloat16', rounds=len(own),
     images_per_second=batch / seconds, milliseconds=1e3 * seconds,
-    middle_half=[1e3 * own[quarter], 1e3 * own[-1 - quarter]], times_first=statistics.median(first) / seconds,
+    middle_half=[1e3 * own[quarter], 1e3 * own[-1 - quarter]],
+    times_first=[first, statistics.median(times[first]) / seconds],
     tflops=tflops, matrix_tflops=rates, mfu=tflops / max(rates.values()) if rates else None,
     peak_gib=gib(built['peak_bytes']), planned_gib=gib(built['planned_bytes']),
     compile_seconds=built['compile_seconds'])  # fmt: skip
 
 
-def profile(run, model, way, process):
-  """Keeps where the time of a live way's step goes."""
-  row = run.row(f'profile_{model}', way.name, way.side)
-  if run.has(row) or run.left() < (1 if run.tiny else 15):
-    return
+def profile(run, model, name, process):
+  """Keeps where the time of a live way's step goes; whether that is known now."""
+  row = run.row(f'profile_{model}', name, 'jax')
+  if run.has(row):
+    return True
+  if run.left() < (1 if run.tiny else 15):
+    return False
   said = process.ask('profile', steps=3, timeout=run.left())
   if 'error' in said or not said['kinds']:
     print(f'profile_{model} is left out: {said.get("error", "the trace has nothing of the device")}', flush=True)
-  else:
-    run.keep(row | said)
+    return False
+  run.keep(row | said)
+  return True
 
 
 def attention(run, name):

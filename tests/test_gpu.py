@@ -111,3 +111,50 @@ def test_a_process_that_ends_or_takes_too_long_is_an_error(gpu, tmp_path):
   assert one.ask('add', a=1, b=2) == {'error': 'the process has ended'}
   assert two.ask('sleep', timeout=0.1) == {'error': 'no answer to sleep in 0 s'}
   assert two.process is None and 'no answer\nlast words' in (tmp_path / 'log').read_text()
+
+
+class Fake:
+  """A process that takes 10 ms a step; `broken` ones cannot be built."""
+
+  def __init__(self, side, flags, broken=()):
+    self.script, self.broken, self.closed = {'jax': 'side_jax.py', 'torch': 'side_torch.py'}[side], broken, False
+
+  def ask(self, do, *, timeout, steps=0, attention=None, library=None, **how):
+    if do == 'build' and (attention in self.broken or library in self.broken):
+      return {'error': 'it cannot be built'}
+    return {
+      'build': {'compile_seconds': 1.0, 'peak_bytes': 2**30, 'planned_bytes': None},
+      'run': {'seconds': 0.01 * steps, 'cpu_seconds': 0.01, 'value': 0.0},
+      'matmul': {'tflops': 500.0 if self.script == 'side_jax.py' else 600.0},
+      'profile': {'kinds': {'copies': 1.0}, 'top': []},
+    }[do]
+
+  def close(self):
+    self.closed = True
+
+
+@pytest.mark.parametrize('broken', [(), ('cudnn',), ('cudnn', 'hf')])
+def test_ways_that_fail_are_left_out_and_others_stand_in(gpu, tmp_path, monkeypatch, capsys, broken):
+  monkeypatch.delenv('OUT', raising=False)
+  run = gpu.Run(argparse.Namespace(tiny=False, rounds=2, ways=None, torch='', results=tmp_path / 'rows', minutes=60))
+  run.said = {side: {'device': 'H200', 'platform': 'gpu', 'versions': {}} for side in ('jax', 'torch')}
+  started = []
+  run.start = lambda side, flags='': started.append(Fake(side, flags, broken)) or started[-1]
+  section = gpu.gpu_sections.SECTIONS['train_b16']
+  gpu.sides(run, 'train_b16', section)
+  rows = [json.loads(line) for line in (tmp_path / 'rows').read_text().splitlines()]
+  ours = [
+    way for way in section.ways if way.how.get('attention') not in broken and way.how.get('library') not in broken
+  ]
+  measured = [row for row in rows if row['section'] == 'train_b16']
+  assert {row['implementation'] for row in measured} == {way.name for way in ours} and len(measured) == len(ours)
+  assert {tuple(row['times_first']) for row in measured} == {(ours[0].name, 1.0)}
+  assert all(row['images_per_second'] == pytest.approx(25_600) for row in measured)
+  assert measured[0]['mfu'] == pytest.approx(25_600 * 105.153 / 600e3, rel=1e-4) and measured[0]['peak_gib'] == 1
+  [profile] = [row for row in rows if row not in measured]
+  assert (profile['section'], profile['implementation']) == (
+    'profile_b16',
+    next(way.name for way in ours if way.side == 'jax'),
+  )
+  assert all(process.closed for process in started)
+  assert capsys.readouterr().out.count('is left out: it cannot be built') == len(section.ways) - len(ours)

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import vit_jax
+from vit_jax import crops, optim, sharding, state, tasks
 from vit_jax import data as data_lib
-from vit_jax import optim, sharding, state, tasks
 from vit_jax import step as step_lib
 
 TINY = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
@@ -177,7 +177,7 @@ def test_a_run_goes_on_on_other_devices_and_with_scan(tmp_path, devices):
   )
 
 
-def test_a_finished_workdir_does_nothing_and_extend_goes_on(tmp_path, capsys):
+def test_a_finished_workdir_does_nothing_and_extend_goes_on(tmp_path, capsys, monkeypatch):
   arguments = dict(data=data(), workdir=tmp_path, optim=dict(lr=1e-2), **QUIET)
   first = vit_jax.fit(model(), steps=4, **arguments)
   before = (tmp_path / 'metrics.jsonl').read_bytes()
@@ -187,8 +187,12 @@ def test_a_finished_workdir_does_nothing_and_extend_goes_on(tmp_path, capsys):
   same(arrays(again.model), arrays(first.model))
   with pytest.raises(ValueError, match='add --extend'):
     vit_jax.fit(model(), steps=6, **arguments)
+  assert 'pictures were decoded' not in capsys.readouterr().err
+  monkeypatch.setattr(crops, 'host_decoder', lambda: 'another library')
   vit_jax.fit(model(), steps=6, extend=True, **arguments)
-  assert 'total_steps 4 -> 6: the learning rate of step 5 is now' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert 'total_steps 4 -> 6: the learning rate of step 5 is now' in said
+  assert 'so far, and are now by another library' in said
   assert list(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
   with pytest.raises(ValueError, match='total_steps: 6 -> 4'):
     vit_jax.fit(model(), steps=4, extend=True, **arguments)

@@ -43,6 +43,7 @@ class Workdir:
       return
     watch.check_workdir(path)
     config, fingerprint = json.loads(json.dumps(config)), data_lib.fingerprint(data)
+    self._decoder = crops.host_decoder() + (', at a scale for the crop' if data.training.get('shrink') else '')
     with contextlib.ExitStack() as held:
       if storage.is_remote(path):
         there = held.enter_context(mirror.opened(path, primary=jax.process_index() == 0))
@@ -66,7 +67,10 @@ class Workdir:
     self.skipped = self.checkpoints.info(self.first).get('skipped', 0) if self.first else 0
     if not self.finished and jax.process_index() == 0:
       watch.write_json(os.path.join(self.path, 'model.json'), weights.stamped(pretrained.described(model)))
-      new = watch.run_record(config, fingerprint, {'decoder': crops.host_decoder()})
+      new = watch.run_record(config, fingerprint, {'decoder': self._decoder})
+      if old is not None and old.get('decoder') != self._decoder:
+        print(f'{self.name}: pictures were decoded by {old.get("decoder")} so far, and are now by {self._decoder}; '
+              'they differ by some 8-bit steps, so the run goes on, but not to the bit.', file=sys.stderr)  # fmt: skip
       earlier = [] if old is None else [*old.pop('earlier'), old]
       watch.write_json(os.path.join(self.path, 'run.json'), new | {'earlier': earlier})
 

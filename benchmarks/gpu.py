@@ -221,7 +221,7 @@ def result(run, name, section, way, built, times, first, rates):
   batch, own = 4 if run.tiny else gpu_sections.BATCHES[section.model], sorted(times[way.name])
   seconds, quarter = statistics.median(own), len(own) // 4
   tflops = batch / seconds * gpu_sections.gigaflops(**sizes, train=section.train) / 1e3
-  gib = lambda number: None if number is None else round(number / 2**30, 3)
+  gib = lambda number: None if number is None else number / 2**30
   return run.row(
     name, way.name, way.side, batch=batch, image=sizes['image'], dtype='bfloat16', rounds=len(own),
     images_per_second=batch / seconds, milliseconds=1e3 * seconds,

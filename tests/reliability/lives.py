@@ -12,10 +12,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 class Life:
-  """One process of a run, in a session of its own; its stderr goes to WORKDIR.log."""
+  """One process of a run, in a session of its own; its stderr goes to WORKDIR.log, or the file `log`."""
 
-  def __init__(self, workdir, config, flags, env=None, cache=None):
-    self.workdir, self.log = pathlib.Path(workdir), pathlib.Path(f'{workdir}.log')
+  def __init__(self, workdir, config, flags, env=None, cache=None, log=None):
+    self.workdir, self.log = pathlib.Path(workdir), pathlib.Path(log or f'{workdir}.log')
     words = [f'--config.{key}={value}' for key, value in flags.items()]
     command = [sys.executable, '-m', 'vit_jax.main', f'--config={config}', f'--workdir={workdir}', *words]
     # one device, whatever the caller emulates

@@ -68,3 +68,14 @@ def test_a_small_point_is_measured(growth):
   assert found['tokens'] == 5 and found['seconds'] > 0 and found['compile_seconds'] > 0
   count = 3 * 64 * 32 + 12 * 32 * 32 + 32 * 100  # most of the parameters
   assert 0.8 < found['arguments_mib'] * 2**20 / (12 * count) < 2  # with two moments, and the pictures
+
+
+def test_ratios_of_neighbouring_turns(growth):
+  sys.path.insert(0, str(FOLDER))
+  try:
+    import cpu
+  finally:
+    sys.path.remove(str(FOLDER))
+  found = cpu.row('x', [1.0, 2.0, 9.0], [2.0, 2.0, 6.0], 0.75, 'timm')
+  assert (found['vit_jax'], found['its'], found['ratio'], found['wanted']) == (2.0, 2.0, 1.0, 'at most 0.75')
+  assert found['middle half'] == '0.500 to 1.500'

@@ -68,6 +68,9 @@ def test_frames():
   PHOTO.convert('L').save(stream, 'JPEG')
   for other in (b'', data[:2], data[:-2], data[:-1], data + b'more', encode(progressive=True), stream.getvalue()):
     assert jpegs.frame(other) is None
+  middle = len(data) - 700
+  for mark, there in ((0xD3, True), (0xFF, True), (0xBB, False), (0xD9, False), (0xC0, False)):
+    assert (jpegs.frame(data[:middle] + bytes([0xFF, mark, 0]) + data[middle:]) is not None) == there
   for length in range(0, 700, 3):  # cut off in its header, with an end mark all the same
     assert jpegs.frame(data[:length] + b'\xff\xd9') in (None, jpegs.frame(data))
 

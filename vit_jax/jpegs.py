@@ -7,8 +7,9 @@ cheaply as it can be: each pixel then is about the mean of those that it stands 
 library has it since 1994).
 
 Done so are the JPEGs of cameras and of the web: baseline or extended Huffman code, 8 bits, three components in one
-scan, and the mark of their end at the end. A decoder that refuses a file cut off, as Pillow does, accepts any other of
-these, as there are no checksums: with the end mark looked for, the rows left out hide nothing that it would have seen.
+scan, and the mark of their end at the end, and no other before it. Pillow refuses files that are cut off or have a mark
+where none belongs, and accepts any other of these, as there are no checksums: with the marks looked for, the rows left
+out hide nothing that it would have seen.
 Decoded by simplejpeg where that is installed (libjpeg-turbo without Pillow's fourth byte for each pixel: 1.4 times as
 fast), else by Pillow.
 """
@@ -50,13 +51,20 @@ def frame(data):
         most = max(data[at + 11 + 3 * i] & 15 for i in range(count))
         found = Frame(at + 5, height, width, 8 * most)
       elif mark == 0xDA:
-        return found if data[at + 4] == 3 else None
+        return found if data[at + 4] == 3 and _unbroken(data, at + 2 + length) else None
       elif length < 2 or 0xD0 <= mark <= 0xD9 or mark == 0xFF:
         return None
       at += 2 + length
-  except (IndexError, struct.error):
+  except (IndexError, ValueError, struct.error):
     pass
   return None
+
+
+def _unbroken(data, at):
+  """Whether between an offset and the end mark there are no marks but restarts; Pillow refuses most others."""
+  code = np.frombuffer(data, np.uint8, offset=at)
+  after = code[np.flatnonzero(code[:-2] == 0xFF) + 1]
+  return bool(np.all((after == 0) | (after & 0xF8 == 0xD0) | (after == 0xFF)))
 
 
 def scale(box, size):

@@ -1,17 +1,20 @@
-"""Images per CPU second of the host's part of training: 500x375 JPEGs to uint8 batches of 224x224 random resized crops.
+"""Images per CPU second of the host's part of training: JPEGs to uint8 batches of 224x224 random resized crops.
 
   python benchmarks/input.py --photos=FOLDER
 
-FOLDER holds a few photographs; crops of them become the JPEGs, in a temporary folder. Every loader does the same work:
-shuffle, read the file, decode, random resized crop (area 8 to 100 %, ratio 3/4 to 4/3), stack to uint8
-(64, 224, 224, 3). Two kinds of bilinear are in use, so ours comes twice: Pillow's, which averages where it shrinks, as
-the torch loader; tf.image.resize's, which does not, as tf.data. The loaders run in processes of their own, in turn,
-round after round; the table has the medians.
+FOLDER holds a few photographs; crops of them become JPEGs of 500x375, and, made larger, of 4000x3000, in a temporary
+folder. Every loader does the same work: shuffle, read the file, decode, random resized crop (area 8 to 100 %, ratio 3/4
+to 4/3), stack to uint8 (32, 224, 224, 3). Two kinds of bilinear are in use, so ours comes twice: Pillow's, which
+averages where it shrinks, as the torch loader; tf.image.resize's, which does not, as tf.data. Ours keeps nothing in
+memory (cache=0). Of large pictures the averaging one decodes at a scale that the crop allows, which the other must not.
+The loaders run in processes of their own, in turn, round after round; the table has the medians, also of each round's
+ratio to the two peers.
 """
 
 import argparse
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -25,11 +28,12 @@ import measure
 import numpy as np
 from PIL import Image
 
-WIDTH, HEIGHT, SIZE, BATCH = 500, 375, 224, 64
+SIZE, BATCH = 224, 32
+SETS = {'500x375': ((500, 375), 1024), '4000x3000': ((4000, 3000), 64)}  # name: size, how many
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-def make_jpegs(photos, folder, count, size=(WIDTH, HEIGHT)):
+def make_jpegs(photos, folder, count, size):
   """Writes COUNT JPEGs into folder/train/{0,1} and two into folder/test; gives their mean size in bytes."""
   width, height = size
   names = sorted(p for p in pathlib.Path(photos).iterdir() if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))
@@ -53,9 +57,11 @@ def make_jpegs(photos, folder, count, size=(WIDTH, HEIGHT)):
 
 def ours(folder, threads, interpolation):
   """Epochs of our training batches."""
-  from vit_jax import data
+  from vit_jax import data, memory
 
-  loaded = data.load(folder, size=SIZE, scale=SCALE, ratio=RATIO, interpolation=interpolation, threads=threads)
+  memory.keep_freed()  # as vit_jax train does
+  options = dict(interpolation=interpolation, threads=threads, cache=0)
+  loaded = data.load(folder, size=SIZE, scale=SCALE, ratio=RATIO, **options)
   batches = iter(data.train_batches(loaded, batch=BATCH, seed=0))
   steps = len(loaded.train) // BATCH
 
@@ -146,12 +152,27 @@ def measure_loader(name, folder, threads):
   return {'per_cpu_second': count / (measure.cpu_seconds() - cpu), 'per_second': count / (time.perf_counter() - wall)}
 
 
+def table(runs):
+  """A row for each loader and set of runs {(set, loader): [what measure_loader gave, one a round]}."""
+  rows = []
+  for (name, loader), found in runs.items():
+    each = [run['per_cpu_second'] for run in found]
+    row = {'pictures': name, 'loader': loader, 'images per CPU second': statistics.median(each)}
+    row |= {'lowest': min(each), 'highest': max(each)}
+    for peer in ('torch + Pillow', 'tf.data'):
+      theirs = [run['per_cpu_second'] for run in runs.get((name, peer), ())]
+      row[f'/ {peer}'] = statistics.median(a / b for a, b in zip(each, theirs)) if theirs else ''
+    rows.append(row | {'images per second': statistics.median(run['per_second'] for run in found)})
+  return rows
+
+
 def main():
+  """Compares, or, as a child of itself, measures one loader once."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--photos', help='folder of a few photographs')
-  parser.add_argument('--images', type=int, default=2048)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--threads', type=int, default=2, help='threads (torch: processes) of each loader')
+  parser.add_argument('--sets', default=','.join(SETS), help='default: %(default)s')
   parser.add_argument('--child', nargs=2, metavar=('LOADER', 'FOLDER'), help='used by this script itself')
   args = parser.parse_args()
   if args.child:
@@ -161,23 +182,18 @@ def main():
     parser.error('--photos=FOLDER is needed')
   measure.warn_if_busy()
   machine = measure.machine()
-  runs = {name: [] for name, (_, package) in LOADERS.items() if importlib.util.find_spec(package)}
+  loaders = [name for name, (_, package) in LOADERS.items() if importlib.util.find_spec(package)]
+  sizes, runs = {}, {}
   with tempfile.TemporaryDirectory() as folder:
-    size = make_jpegs(args.photos, folder, args.images)
+    for name in args.sets.split(','):
+      sizes[name] = make_jpegs(args.photos, f'{folder}/{name}', SETS[name][1], SETS[name][0])
     for _ in range(args.rounds):
-      for name in runs:
-        runs[name].append(measure.child('--child', name, folder, f'--threads={args.threads}')[0])
-  rows = [
-    {
-      'loader': name,
-      'images per CPU second': statistics.median(r['per_cpu_second'] for r in found),
-      'lowest': min(r['per_cpu_second'] for r in found),
-      'highest': max(r['per_cpu_second'] for r in found),
-      'images per second': statistics.median(r['per_second'] for r in found),
-    }
-    for name, found in runs.items()
-  ]
-  print(f'{args.images} JPEGs of {size / 1e3:.0f} kB, {args.threads} threads, {args.rounds} rounds')
+      for name, loader in itertools.product(sizes, loaders):
+        made = measure.child('--child', loader, f'{folder}/{name}', f'--threads={args.threads}')[0]
+        runs.setdefault((name, loader), []).append(made)
+  told = ', '.join(f'{SETS[name][1]:,} JPEGs of {size / 1e3:.0f} kB' for name, size in sizes.items())
+  print(f'{told}; {args.threads} threads, {args.rounds} rounds')
+  rows = table(runs)
   measure.table(rows)
   measure.record('input', machine, rows)
 

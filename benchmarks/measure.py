@@ -19,7 +19,10 @@ import time
 import numpy as np
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
-PACKAGES = ('jax', 'flax', 'optax', 'numpy', 'pillow', 'grain', 'opencv-python-headless', 'torch', 'tensorflow-cpu')
+PACKAGES = (
+  'jax', 'flax', 'optax', 'numpy', 'pillow', 'grain', 'opencv-python-headless', 'simplejpeg', 'cykooz-resizer', 'torch',
+  'tensorflow-cpu',
+)  # fmt: skip
 
 
 def cpu_seconds():

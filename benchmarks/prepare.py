@@ -5,8 +5,8 @@
 FOLDER holds a few photographs; crops of them become JPEGs of 500x375, and, made larger, of 4000x3000, in a temporary
 folder, where each set is prepared as JPEG and as pixels. Training batches (random resized crop, uint8 224x224) are read
 from each by a process of its own, in turn, round after round; the table has the medians. All files are in the page
-cache, so this is the processor's part; a disk gains as the files shrink. What remains at best is crop and resize:
-pixels in memory (`decoded`), cut in the same way.
+cache and no picture is kept decoded, so this is the processor's part; a disk gains as the files shrink. What remains at
+best is crop and resize: pixels in memory (`decoded`), cut in the same way.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def read(path, threads):
   if path.endswith('-decoded'):
     loaded = decoded(path.removesuffix('-decoded') + '-raw', threads)
   else:
-    loaded = data.load(path, size=jpegs.SIZE, interpolation='bilinear', threads=threads)
+    loaded = data.load(path, size=jpegs.SIZE, interpolation='bilinear', threads=threads, cache=0)
   batches, steps = data.train_batches(loaded, batch=BATCH, seed=0), len(loaded.train) // BATCH
   for _ in range(steps):
     next(batches)

@@ -17,10 +17,10 @@ from unittest import mock
 import measure
 
 KEPT = measure.RESULTS / 'writings.jsonl'
-MACHINE = 'h200'
+MACHINE, FIRST = 'h200', 'as it is'
 MODELS = {'B/16': ('vit_base_patch16_224', 256), 'L/16': ('vit_large_patch16_224', 128)}
 CONFIGS = {  # name -> changes of the config
-  'as it is': {},
+  FIRST: {},
   'padded to 200 tokens, as jax wants it': {},
   'exact GELU': {'model.act_layer': 'gelu'},
   "attention='xla'": {'step.attention': 'xla'},
@@ -89,11 +89,16 @@ def planned(model, name):
 
   request = {
     'config': f'{__file__}:{model}', 'overrides': CONFIGS.get(name, {}), 'machine': MACHINE, 'largest_batch': False,
-    'kernels': 0, 'odd_tokens': not name.startswith('padded'),
+    'kernels': 10_000, 'odd_tokens': not name.startswith('padded'),
   }  # fmt: skip
   with given_up(name):
     found = planned.plan(request)
-  return {key: found[key] for key in ('gigabytes', 'kernels', 'peak_gib', 'gflops', 'milliseconds')}
+  kinds = {}
+  for kind, _, _, count, size, flops in found['groups']:
+    sums = kinds.setdefault(kind, [0, 0, 0])
+    kinds[kind] = [sums[0] + count, sums[1] + size / 1e9, sums[2] + flops / 1e12]
+  said = {key: found[key] for key in ('gigabytes', 'kernels', 'peak_gib', 'gflops', 'milliseconds')}
+  return said | ({'kinds': kinds} if name == FIRST else {})
 
 
 def rows():
@@ -122,6 +127,12 @@ def main():
   measure.table([
     {'model': row['model'], 'writing': row['writing'], 'GB': row['gigabytes'], 'kernels': row['kernels'],
      'peak GiB': row['peak_gib']} for row in rows() if row['model'] in models
+  ])  # fmt: skip
+  print('\nwhere the bytes and the FLOPs of the first rows go')
+  measure.table([
+    {'model': row['model'], 'kind of kernel': kind, 'launches': count, 'GB': size, 'TFLOP': flops}
+    for row in rows() if row['writing'] == FIRST and row['model'] in models
+    for kind, (count, size, flops) in sorted(row['kinds'].items(), key=lambda item: -item[1][1]) if size > 0.05
   ])  # fmt: skip
 
 

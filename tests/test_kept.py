@@ -139,3 +139,20 @@ def test_what_does_not_fit_is_shrunk_and_not_kept(folder):
 def test_a_cache_out_of_range_is_refused(cache, folder):
   with pytest.raises(ValueError, match='data.cache=.*GiB'):
     data_lib.load(folder, size=16, cache=cache)
+
+
+def test_free_memory_is_no_more_than_a_container_leaves(monkeypatch):
+  files = {'/proc/meminfo': 'MemTotal: 9 kB\nMemAvailable:    6 kB\n', '/sys/fs/cgroup/memory.max': '7000'}
+  files['/sys/fs/cgroup/memory.current'] = '3000'
+
+  def read(path):
+    if str(path) not in files:
+      raise FileNotFoundError(path)
+    return files[str(path)]
+
+  monkeypatch.setattr(pathlib.Path, 'read_text', read)
+  assert memory.free() == 4000
+  files['/sys/fs/cgroup/memory.max'] = 'max'
+  assert memory.free() == 6 * 1024
+  files.clear()
+  assert memory.free() is None

@@ -1,7 +1,7 @@
 """What training takes of up to 256 chips that are not here: memory, exchange, the largest batch. Compiled, not run.
 
-  python benchmarks/scaling.py            # plans what results/scaling.jsonl lacks, then prints the table; 40 CPU minutes
-  python benchmarks/scaling.py --table    # prints the tables of what is there
+  python benchmarks/scaling.py            # plans what results/scaling.jsonl lacks; 40 CPU minutes
+  python benchmarks/scaling.py --table    # prints the table of what is there
 
 Needs pip install 'vit_jax[plan]'. This file is also the config of all rows: ViT with tanh GELU at 224 pixels, AdamW, in
 bfloat16, layers as a loop (scan). 'data': each chip has the whole state, and products are kept for the backward pass

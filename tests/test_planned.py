@@ -79,6 +79,15 @@ def test_eight_gpus_exchange_the_least_there_is(spec, overrides, ops):
 
 @gpu
 @pytest.mark.plan
+def test_what_a_run_would_refuse_is_one_line_of_the_other_side_too():
+  with pytest.raises(ValueError, match='^batch=12 does not divide over 8 devices; 8 would, or change mesh'):
+    plan.made('digits', 'h200x8', {'batch': '12'})
+  with pytest.raises(ValueError, match='^A plan knows no teacher that looks at each step'):
+    plan.made('digits', 'h200', {'task.distillation': 'hard', 'task.teacher': 'x'})
+
+
+@gpu
+@pytest.mark.plan
 def test_the_largest_batch_is_compiled(spec):
   found = plan.made(f'{spec}:vit_tiny_patch16_224,64', 'h200', {'model.depth': '2'}, largest_batch=True)
   largest = found['largest_batch']
@@ -95,6 +104,21 @@ def test_a_tpu_says_what_it_lacks(spec):
   assert found['predicted_gib'] == pytest.approx(found['peak_gib'], rel=0.5)
   found = plan.made(f'{spec}:vit_base_patch16_224,2700', 'v5e-2x2', small)
   assert not found['fits'] and found['peak_gib'] > 15.75 and '--config.step.accumulate=' in found['advice']
+
+
+@tpu
+@pytest.mark.plan
+def test_the_tpu_kernel_of_attention_is_compiled_for_heads_and_images_of_each_chip(spec):
+  small = {
+    'model.depth': '1',
+    'model.embed_dim': '128',
+    'model.num_heads': '2',
+    'batch': '16',
+    'step.attention': 'splash',
+  }
+  found = plan.made(f'{spec}:vit_base_patch16_224,64', 'v5e-2x2', small | {'mesh.tensor': '2'}, kernels=1000)
+  assert found['fits'] and not [row for row in found['collectives'] if row['op'] == 'all-to-all']
+  assert any('splash' in source for _, _, source, *_ in found['groups']), found['groups']
 
 
 TINY = {'model.embed_dim': '16', 'model.depth': '1', 'model.num_heads': '2', 'batch': '8', 'mesh.data': '8'}

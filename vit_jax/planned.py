@@ -283,6 +283,6 @@ def main():
 
 
 if __name__ == '__main__':
-  from vit_jax import cli
+  from vit_jax import cli, planned  # by its name: an error of __main__ would be a stranger's
 
-  sys.exit(cli.guarded(main))
+  sys.exit(cli.guarded(planned.main))

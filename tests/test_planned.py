@@ -92,7 +92,7 @@ def test_the_largest_batch_is_compiled(spec):
   found = plan.made(f'{spec}:vit_tiny_patch16_224,64', 'h200', {'model.depth': '2'}, largest_batch=True)
   largest = found['largest_batch']
   assert largest['per_chip'] == largest['batch'] > 1000 and str(largest['batch']) in largest['compiled']
-  assert 0.85 * 139 < largest['peak_gib'] <= 0.95 * 139
+  assert 0.75 * 139 < largest['peak_gib'] <= 0.95 * 139  # of so small a model memory is no line
 
 
 @tpu
@@ -157,7 +157,7 @@ class Guess:
 
 @pytest.mark.parametrize(('gib', 'wanted'), [
   (lambda n: 1 + 0.1 * n, 122),  # a line: (0.95 * 13.95 - 1) / 0.1
-  (lambda n: 1 + 0.1 * n + (5 if n > 90 else 0), 72),  # more than a line near its end: taken back as far
+  (lambda n: 1 + 0.1 * n + (5 if n > 90 else 0), 85),  # more than a line near its end: lines from what fits
   (lambda n: 20.0 + n, 0),
 ], ids=['line', 'step', 'nothing'])  # fmt: skip
 def test_the_largest_batch_lies_on_a_line_and_is_tried(gib, wanted):

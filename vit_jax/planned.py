@@ -220,8 +220,11 @@ def largest(step, machine, config, predicted, found):
     high = (low + high) // 2
   slope = max((gib(high) - gib(low)) / (high - low), 1e-9)
   best = max(1, int(low + (limit - gib(low)) / slope))
-  while gib(best) > limit and best > 1:
-    best = max(1, min(best - 1, int(best - (gib(best) - limit) / slope)))
+  while gib(best) > limit and best > 1:  # a line from the largest that fits
+    under = max((n for n in seen if n < best and seen[n] <= limit), default=0)
+    least = seen[under] if under else need.state / GIB
+    share = (limit - least) / (gib(best) - least)
+    best = max(1, under + min(best - under - 1, int(share * (best - under))))
   fits = gib(best) <= limit
   return {
     'per_chip': best * step.options.accumulate if fits else 0, 'batch': best * copies if fits else 0,

@@ -14,6 +14,7 @@ import datetime
 import importlib.metadata
 import json
 import pathlib
+import sys
 
 from ml_collections import ConfigDict
 
@@ -108,7 +109,11 @@ def main():
       if (model, layout, name) in known:
         continue
       versions = {word: importlib.metadata.version(word) for word in ('jax', 'libtpu', 'jax-cuda13-plugin')}
-      row = planned(model, layout, batch, name, largest=name in searched)
+      try:
+        row = planned(model, layout, batch, name, largest=name in searched)
+      except ValueError as error:  # libtpu fails on some
+        print(f'{model} {layout} on {name}: {error}', file=sys.stderr)
+        continue
       row |= {'date': datetime.date.today().isoformat(), 'versions': versions}
       found.append(row)
       with RESULTS.open('a') as file:

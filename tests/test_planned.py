@@ -99,9 +99,9 @@ def test_the_largest_batch_is_compiled(spec):
 @pytest.mark.plan
 def test_a_tpu_says_what_it_lacks(spec):
   small = {'model.depth': '2', 'step.attention': 'xla', 'step.scan': 'True'}
-  found = plan.made(f'{spec}:vit_tiny_patch16_224,32', 'v5e-2x2', small)
+  found = plan.made(f'{spec}:vit_tiny_patch16_224,1024', 'v5e-2x2', small)
   assert found['fits'] and [row['op'] for row in found['collectives'] if row['mib'] > 1] == ['all-reduce']
-  assert found['predicted_gib'] == pytest.approx(found['peak_gib'], rel=0.5)
+  assert found['predicted_gib'] == pytest.approx(found['peak_gib'], rel=0.4)  # a scan that keeps all takes half again
   found = plan.made(f'{spec}:vit_base_patch16_224,2700', 'v5e-2x2', small)
   assert not found['fits'] and found['peak_gib'] > 15.75 and '--config.step.accumulate=' in found['advice']
 

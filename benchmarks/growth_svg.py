@@ -55,7 +55,7 @@ def chart(title, across, series):
     path = 'M' + 'L'.join(f'{x(a):.1f} {y(b):.1f}' for a, b in points)
     out.append(f'<path class="line" stroke="{COLOURS[i]}" d="{path}"/>')
     out += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5" fill="{COLOURS[i]}"/>' for a, b in points]
-    said = f'{name} ^{slope(points):.2f}'.strip()
+    said = (name if len(series) > 2 else f'{name} ^{slope(points):.2f}').strip()  # there is room for two powers
     out.append(f'<text x="{left}" y="29" style="fill:{COLOURS[i]}">{html.escape(said)}</text>')
     left += 7 * len(said) + 8
   return ''.join(out)

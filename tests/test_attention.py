@@ -45,12 +45,7 @@ def test_auto_takes_only_what_was_measured(monkeypatch):
     assert attention.resolved('auto', **said | other) == 'xla'
   assert attention.resolved('splash', **said) == 'splash'
   with pytest.raises(ValueError, match='choose one of auto, xla, cudnn, splash'):
-    attention.resolved('flash', **said)
-
-
-def test_every_row_of_the_table_says_what_it_was_measured_on():
-  for row in attention.MEASURED:
-    assert row.implementation in attention.IMPLEMENTATIONS[2:] and row.ratio > 1 and row.device
+    attention.known('flash')
 
 
 @pytest.mark.parametrize('name, platform, dtype, said', [

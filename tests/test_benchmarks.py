@@ -1,26 +1,18 @@
 """benchmarks/recipes.py: every row of the ledger can be built, here and on a GPU, and what it computes is right."""
 
 import json
-import pathlib
-import sys
 
 import numpy as np
 import pytest
+import scripts
 
 from vit_jax import config, models, optim, pretrained, signatures, tasks, train
 from vit_jax import step as step_lib
 
-FOLDER = pathlib.Path(__file__).parent.parent / 'benchmarks'
-
 
 @pytest.fixture(scope='module')
 def recipes():
-  sys.path.insert(0, str(FOLDER))
-  try:
-    import recipes
-  finally:
-    sys.path.remove(str(FOLDER))
-  return recipes
+  return scripts.benchmark('recipes')
 
 
 def row(trick, top1, **given):

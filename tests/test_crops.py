@@ -1,33 +1,18 @@
 """Views for training: their distribution, what is decoded of a JPEG, and the libraries that may do it."""
 
-import io
-import pathlib
 import sys
 
 import numpy as np
+from photos import PHOTO, PHOTOS, PIXELS, encode, steps
 from PIL import Image
 import pytest
 
 from vit_jax import crops, jpegs, transforms
 from vit_jax.crops import random_box, training_image
 
-GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'preproc'
-PHOTOS = {name: Image.open(GOLDENS / f'{name}.png').convert('RGB') for name in ('astronaut', 'china')}
-PHOTO = PHOTOS['china'].crop((50, 60, 161, 133))  # 111 wide, 73 high
-PIXELS = np.asarray(PHOTO)
 LIBRARIES = {'simplejpeg': 'simplejpeg', 'cykooz_resizer': 'cykooz_resizer', 'opencv': 'cv2'}  # host_decoder's: module
 
 needs = lambda name: pytest.mark.skipif(name not in crops.host_decoder(), reason=f'{name} is missing or differs')
-
-
-def encode(image, format, **options):
-  stream = io.BytesIO()
-  image.save(stream, format, **options)
-  return stream.getvalue()
-
-
-def steps(a, b):
-  return abs(a.astype(int) - b.astype(int)).max()
 
 
 def test_random_boxes_have_the_asked_distribution():

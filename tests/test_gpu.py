@@ -2,29 +2,22 @@
 
 import argparse
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
+import scripts
 
 from vit_jax import bench, models
-
-FOLDER = pathlib.Path(__file__).parent.parent / 'benchmarks'
 
 
 @pytest.fixture(scope='module')
 def gpu():
-  sys.path.insert(0, str(FOLDER))
-  try:
-    import gpu
-  finally:
-    sys.path.remove(str(FOLDER))
-  return gpu
+  return scripts.benchmark('gpu')
 
 
 def command(*args):
-  done = subprocess.run([sys.executable, FOLDER / 'gpu.py', *map(str, args)], capture_output=True, text=True)
+  done = subprocess.run([sys.executable, scripts.FOLDER / 'gpu.py', *map(str, args)], capture_output=True, text=True)
   return done.returncode, done.stdout, done.stderr
 
 
@@ -95,7 +88,7 @@ def test_a_tiny_section_is_measured_once(gpu, tmp_path, monkeypatch, capsys):
 def test_a_process_that_ends_or_takes_too_long_is_an_error(gpu, tmp_path):
   script = tmp_path / 'side.py'
   script.write_text(
-    f'import sys; sys.path.insert(0, {str(FOLDER)!r})\n'
+    f'import sys; sys.path.insert(0, {str(scripts.FOLDER)!r})\n'
     'import os, time, worker\n'
     "print('no answer')\n"
     "def die(): print('last words', file=sys.stderr, flush=True); os._exit(3)\n"

@@ -1,23 +1,16 @@
 """benchmarks/growth.py and cpu.py: what they would measure, the powers and pictures of rows, one small point."""
 
 import json
-import pathlib
 import sys
 import xml.dom.minidom
 
 import pytest
-
-FOLDER = pathlib.Path(__file__).parent.parent / 'benchmarks'
+import scripts
 
 
 @pytest.fixture(scope='module')
 def growth():
-  sys.path.insert(0, str(FOLDER))
-  try:
-    import growth
-  finally:
-    sys.path.remove(str(FOLDER))
-  return growth
+  return scripts.benchmark('growth')
 
 
 @pytest.fixture(scope='module')
@@ -71,11 +64,11 @@ def test_a_small_point_is_measured(growth):
 
 
 def test_ratios_of_neighbouring_turns(growth):
-  sys.path.insert(0, str(FOLDER))
+  sys.path.insert(0, str(scripts.FOLDER))
   try:
     import cpu
   finally:
-    sys.path.remove(str(FOLDER))
+    sys.path.remove(str(scripts.FOLDER))
   found = cpu.row('x', [1.0, 2.0, 9.0], [2.0, 2.0, 6.0], 0.75, 'timm')
   assert (found['vit_jax'], found['its'], found['ratio'], found['wanted']) == (2.0, 2.0, 1.0, 'at most 0.75')
   assert found['middle half'] == '0.500 to 1.500'

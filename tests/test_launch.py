@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from vit_jax import cli, launch
+from vit_jax import cli, guard, launch
 
 
 def test_what_is_no_number_or_no_command_is_refused(capsys):
@@ -24,12 +24,14 @@ def test_each_is_told_who_it_is_and_the_first_failure_is_the_exit_code(monkeypat
     'sys.exit(int(os.environ["JAX_PROCESS_ID"]) * 3)'
   )
   monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
+  before = [signal.getsignal(number) for number in guard.NUMBERS]
   assert launch.together(['one', 'two'], 3) == 3
+  assert [signal.getsignal(number) for number in guard.NUMBERS] == before
   out, err = capfd.readouterr()
   assert out == '3 one two\n' and sorted(err.splitlines()) == ['[1] 3 one two', '[2] 3 one two']
 
 
-def test_a_signal_reaches_all_and_their_handlers_are_gone_after(tmp_path):
+def test_a_signal_reaches_all(tmp_path):
   (tmp_path / 'vit_jax.py').write_text(
     'import os, pathlib, time\npathlib.Path("here" + os.environ["JAX_PROCESS_ID"]).touch()\ntime.sleep(60)'
   )

@@ -224,10 +224,10 @@ def test_the_listing_of_a_big_folder_is_kept_until_a_folder_changes(tmp_path, mo
   read()
   read()
   assert len(walks) == 8
-  [file] = (tmp_path / 'kept').iterdir()
+  [file] = (tmp_path / 'kept' / 'listings').iterdir()
   file.write_bytes(file.read_bytes()[:-50])
   assert len(read()) == 6 and len(walks) == 10  # a damaged copy is as good as none
-  assert [f.suffix for f in (tmp_path / 'kept').iterdir()] == ['.npz']
+  assert [f.suffix for f in (tmp_path / 'kept' / 'listings').iterdir()] == ['.npz']
 
 
 def test_small_folders_and_unwritable_caches_are_listed_each_time(tmp_path, monkeypatch):

@@ -3,34 +3,18 @@
 from concurrent.futures import ThreadPoolExecutor
 import io
 import json
-import pathlib
 import struct
 import sys
 import warnings
 import zlib
 
 import numpy as np
+from photos import GOLDENS, PHOTO, PHOTOS, PIXELS, encode, steps
 from PIL import Image, ImageFile
 import pytest
 
 from vit_jax import transforms
 from vit_jax.transforms import Unreadable, decode, evaluation_image, preprocessing
-
-GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'preproc'
-PHOTOS = {name: Image.open(GOLDENS / f'{name}.png').convert('RGB') for name in ('astronaut', 'china')}
-PHOTO = PHOTOS['china'].crop((50, 60, 161, 133))  # 111 wide, 73 high
-PIXELS = np.asarray(PHOTO)
-
-
-def encode(image, format, **options):
-  stream = io.BytesIO()
-  image.save(stream, format, **options)
-  return stream.getvalue()
-
-
-def steps(a, b):
-  return abs(a.astype(int) - b.astype(int)).max()
-
 
 # What a file means
 

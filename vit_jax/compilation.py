@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import os
-import pathlib
 import platform
 import re
 import sys
+
+from vit_jax import caches
 
 LIMIT = 4 * 2**30  # bytes that are kept
 SHORTEST = 0.2  # seconds of compilation that are worth a file
@@ -23,8 +24,7 @@ def keep():
   if _no(os.environ.get('JAX_ENABLE_COMPILATION_CACHE', '1')):
     return None
   try:
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-    folder = home / 'vit_jax' / 'compiled' / _machine()
+    folder = caches.folder() / 'compiled' / _machine()
     folder.mkdir(parents=True, exist_ok=True)
     _shorten(folder, LIMIT)
   except (OSError, RuntimeError):  # no home, or none that may be written

@@ -15,7 +15,7 @@ import re
 import tempfile
 import urllib.parse
 
-from vit_jax import download, formats
+from vit_jax import caches, download, formats
 from vit_jax.manifest import aug_reg, is_row, label_ids, labels, row, rows
 
 __all__ = ['find', 'is_row', 'label_ids', 'labels', 'places', 'published', 'repository', 'row', 'rows', 'sources']
@@ -46,7 +46,7 @@ def find(name, *, folder=None, unsafe=False):
       elif kind == 'hub':
         return _weights(found['repo'], 'main', unsafe)
       elif found['url'] and place.endswith(_under_cache(found['url'])):
-        return download.fetch(_quoted(place), cache() / _under_cache(found['url']), sha256=found['sha256'])
+        return download.fetch(_quoted(place), caches.folder() / _under_cache(found['url']), sha256=found['sha256'])
       else:
         return download.fetch(_quoted(place), _repo_cache(found['repo'], 'main') / WEIGHTS)
     except download.Unavailable as error:
@@ -70,7 +70,7 @@ def sources(found, *, folder=None, unsafe=False):
     at = _repo_cache(repo, 'main')
     out += [('cache', at / WEIGHTS), ('cache', at / INDEX)]
   if url:
-    out.append(('cache', cache() / _under_cache(url)))
+    out.append(('cache', caches.folder() / _under_cache(url)))
   if repo:
     out += [('hub cache', at / file) for at in [hub_snapshot(repo, 'main')] if at for file in (WEIGHTS, INDEX)]
   if offline():
@@ -166,11 +166,6 @@ def commit(repo, revision='main'):
   return found
 
 
-def cache():
-  """The folder of downloads: $VIT_JAX_CACHE, else ~/.cache/vit_jax."""
-  return pathlib.Path(os.environ.get('VIT_JAX_CACHE') or '~/.cache/vit_jax').expanduser()
-
-
 def offline():
   """Whether the environment forbids the network."""
   return any(os.environ.get(word, '').upper() in ('1', 'ON', 'YES', 'TRUE') for word in
@@ -255,7 +250,7 @@ def _nothing(found, reasons, folder, unsafe):
   if url and url.endswith(formats.PICKLES) and not unsafe:
     reasons = [*reasons, f'{url} is a PyTorch file, read with unsafe=True (--unsafe) only']
   file, place = (WEIGHTS, _repo_cache(repo, 'main')) if repo else (
-    url.rpartition('/')[2], (cache() / _under_cache(url)).parent)  # fmt: skip
+    url.rpartition('/')[2], (caches.folder() / _under_cache(url)).parent)  # fmt: skip
   what = f'{repo}/{file}' if repo else file
   return f'No weights of {name}: {"; ".join(reasons)}. Without network, put {what} into {place}.'
 
@@ -267,7 +262,7 @@ def _under_cache(url):
 
 
 def _repo_cache(repo, revision):
-  return cache() / 'hub' / repo / revision.replace('/', '--')
+  return caches.folder() / 'hub' / repo / revision.replace('/', '--')
 
 
 def endpoint():

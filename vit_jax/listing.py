@@ -11,7 +11,6 @@ import csv
 import difflib
 import hashlib
 import os
-import pathlib
 import re
 import tempfile
 import time
@@ -19,7 +18,7 @@ import zipfile
 
 import numpy as np
 
-from vit_jax import storage
+from vit_jax import caches, storage
 
 CACHE_FROM = 10_000  # names; listing fewer is as fast as looking it up
 
@@ -181,9 +180,9 @@ def cached(kind, key, build):
   """`build()`'s dict of arrays, or the copy kept from an earlier start if no path that build() watched has changed.
 
   build: () -> ({name: array}, [(path, (mtime_ns, size))]); its 'ends' has one entry for each name. Kept as .npz (its
-  checksums make a damaged copy void) in $VIT_JAX_CACHE or ~/.cache/vit_jax/listings.
+  checksums make a damaged copy void) in the cache folder.
   """
-  folder = pathlib.Path(os.environ.get('VIT_JAX_CACHE') or '~/.cache/vit_jax/listings').expanduser()
+  folder = caches.folder() / 'listings'
   words = f'1\0{kind}\0{key}\0{sorted(suffixes())}'
   file = folder / f'{hashlib.sha256(os.fsencode(words)).hexdigest()[:32]}.npz'
   if (found := _recall(file)) is not None:

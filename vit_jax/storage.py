@@ -6,7 +6,6 @@ fails is tried again and is then one line. A path of a local file system never c
 """
 
 import atexit
-import concurrent.futures
 import contextlib
 import fcntl
 import functools
@@ -19,7 +18,7 @@ import tempfile
 import time
 import uuid
 
-from vit_jax import diskfull, guard
+from vit_jax import caches, diskfull, guard, threads
 
 SCHEME = re.compile(r'([A-Za-z][\w+.-]*)://')
 WAITS = 1, 4  # seconds before what failed is tried again
@@ -178,12 +177,7 @@ def copy(path, other):
 
 def each(function, items):
   """[function(item)] by several threads; the first exception is raised when none of them is at work any more."""
-  with concurrent.futures.ThreadPoolExecutor(STREAMS, 'vit_jax.storage') as pool:
-    waiting = [pool.submit(function, item) for item in items]
-    try:
-      return [one.result() for one in waiting]
-    finally:
-      pool.shutdown(cancel_futures=True)
+  return list(threads.each(function, items, workers=STREAMS))
 
 
 def stat(path):
@@ -270,8 +264,8 @@ def check(name):
 
 
 def cache():
-  """The folder of local copies: $VIT_JAX_CACHE, else ~/.cache/vit_jax, and in it `remote`."""
-  return pathlib.Path(os.environ.get('VIT_JAX_CACHE') or '~/.cache/vit_jax').expanduser() / 'remote'
+  """The folder of local copies."""
+  return caches.folder() / 'remote'
 
 
 def fetched(path):

@@ -10,16 +10,18 @@ def cpus():
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # not on macOS
 
 
-def each(function, items, *, ahead=16):
-  """function(item) of each item, in order, by as many threads as there are CPUs.
+def each(function, items, *, ahead=16, workers=None):
+  """function(item) of each item, in order.
 
-  ahead: how many results, for each CPU, may wait for who takes them; so few are held, however many items there are.
+  ahead: how many results, for each thread, may wait for who takes them; so few are held, however many items there are.
+  workers: how many threads, None = as many as CPUs; more for what waits for a network.
   """
-  pool, waiting = concurrent.futures.ThreadPoolExecutor(cpus(), thread_name_prefix='vit_jax.each'), collections.deque()
+  workers = workers or cpus()
+  pool, waiting = concurrent.futures.ThreadPoolExecutor(workers, 'vit_jax.each'), collections.deque()
   try:
     for item in items:
       waiting.append(pool.submit(function, item))
-      if len(waiting) > ahead * cpus():
+      if len(waiting) > ahead * workers:
         yield waiting.popleft().result()
     while waiting:
       yield waiting.popleft().result()

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from vit_jax import data as data_lib
-from vit_jax import distill, guard, health, hlo, pretrained, sam, sharding, state, tasks
+from vit_jax import diskfull, distill, guard, health, hlo, pretrained, sam, sharding, state, tasks
 from vit_jax import metrics as metrics_lib
 from vit_jax import optim as optim_lib
 from vit_jax import step as step_lib
@@ -240,12 +240,9 @@ class Ahead:
       self.made = self.step.lower(run, batch, **weights).compile()
       taken = self.predicted and hlo.peak(self.made)
       if taken:
-        self.note(f"the step takes {_size(taken)} of a device's memory as compiled, {_size(self.predicted)} predicted")
+        taken, predicted = diskfull.text(taken), diskfull.text(self.predicted)
+        self.note(f"the step takes {taken} of a device's memory as compiled, {predicted} predicted")
     return self.made(run, batch, **weights)
-
-
-def _size(count):
-  return f'{count / 2**20:,.0f} MiB' if count < 2**30 else f'{count / 2**30:.2f} GiB'
 
 
 class Speed:

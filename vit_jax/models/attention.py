@@ -42,13 +42,15 @@ class Measured(NamedTuple):
 MEASURED = ()
 
 
-def resolved(implementation, *, dtype, tokens, table=None):
-  """The implementation that 'auto' stands for, where it is traced and for so many tokens; any other name itself.
-
-  Raises ValueError for a name that is none.
-  """
+def known(implementation):
+  """The name of an implementation, or 'auto', itself; ValueError for a name that is none."""
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'attention is {implementation!r}; choose one of {", ".join(IMPLEMENTATIONS)}.')
+  return implementation
+
+
+def resolved(implementation, *, dtype, tokens, table=None):
+  """The implementation that 'auto' stands for, where it is traced and for so many tokens; any other name itself."""
   if implementation != 'auto':
     return implementation
   platform = placement.platform()

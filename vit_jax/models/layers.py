@@ -198,8 +198,7 @@ class Heads(nnx.Module):
   def __init__(self, dim, num_heads, *, qk_norm, norm, attn_drop, attention, rngs, halves=1):
     if dim % (num_heads * halves):
       raise ValueError(f'embed_dim {dim} does not split into {num_heads} heads; choose a num_heads that divides it.')
-    attention_lib.resolved(attention, dtype='float32', tokens=0)  # refuses a name that is none
-    self.attn_drop, self.implementation = attn_drop, attention
+    self.attn_drop, self.implementation = attn_drop, attention_lib.known(attention)
     self.q_norm = norm(dim // num_heads // halves, rngs=rngs) if qk_norm else None
     self.k_norm = norm(dim // num_heads // halves, rngs=rngs) if qk_norm else None
 

@@ -199,7 +199,7 @@ def test_who_may_not_write_any_more_seals_and_removes_nothing(bucket, tmp_path):
 
   kept = opened(tmp_path, last=1, best=0)
   save(kept, 2)
-  kept._elsewhere._check = gone
+  kept._steps._check = gone
   kept.save(4, arrays(4), {'step': 4, 'metrics': None})
   with pytest.raises(guard.Failed, match='taken over'):
     kept.wait()

@@ -10,7 +10,6 @@ flushed, and only then are older steps removed: whenever the process dies, what 
 
 import concurrent.futures
 import contextlib
-import functools
 import math
 import os
 import pathlib
@@ -59,9 +58,10 @@ class Checkpoints:
       raise ValueError(f'{workdir} is not a folder; give a workdir to write to.')
     self.folder.mkdir(parents=True, exist_ok=True)
     self._primary, self._closed, self._saves = jax.process_index() == 0, False, 0
-    self._writer, self._pending, self._elsewhere = None, None, elsewhere
+    self._writer = self._pending = None
+    self._steps, self._sent = elsewhere or folders.Here(self.folder), elsewhere is not None
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'save')
-    self._writes, self._name = self._primary or elsewhere is None, elsewhere.there if elsewhere else self.folder
+    self._alone = self._sent and jax.process_count() > 1  # the first process writes what all of them have
     self._scores = {step: self._score(step) for step in _agreed(self._begin())}
 
   def save(self, step, arrays, info, score=None):
@@ -84,12 +84,12 @@ class Checkpoints:
       return
     score = _number(score)
     self._check_room(step, items.size(arrays))
-    if self._elsewhere and jax.process_count() > 1:
+    if self._alone:
       arrays = items.gathered(arrays, keep=self._primary)
     self._saves += 1
     with contextlib.ExitStack() as stack:
       stack.enter_context(self._cleaned(step))
-      if self._writes:
+      if self._primary or not self._alone:
         self._started().save(self._path(f'{step}.saving'), args=items.arguments(arrays, info, score), force=True)
       self._pending = self._thread.submit(self._finish, step, score, stack.pop_all())
 
@@ -134,13 +134,10 @@ class Checkpoints:
     It becomes part of the manifest, which is replaced as a whole, so that the step is whole whenever the process dies.
     """
     self.wait()
-    folder, said = self._at(step), self.info(step)
+    said = self.info(step)
     if self._primary:
-      note = {'info': said | {'metrics': metrics}, 'score': _number(score)}
       with self._cleaned(step):
-        seal.annotate(folder, note)
-      if self._elsewhere:
-        self._elsewhere.annotate(step, note)
+        self._steps.annotate(step, {'info': said | {'metrics': metrics}, 'score': _number(score)})
     self._scores[step] = _number(score)
 
   def restore(self, step, like):
@@ -156,9 +153,7 @@ class Checkpoints:
         would be read is not as it was saved.
     """
     folder = self._at(step)
-    fault = self._elsewhere and self._elsewhere.bring(step)
-    if fault:
-      raise ValueError(f'{self._elsewhere.there}/{step} is damaged ({fault}): start the same command again.')
+    self._brought(step)
     if self._primary:  # hundreds of hosts need not read what is theirs alone, or the same, once more
       folders.verify(folder, (*like, 'info'))
     return items.restore(folder, like)
@@ -172,7 +167,7 @@ class Checkpoints:
     """
     size, there = items.size(like), len(self._scores)
     room, kept = self._free(), self._keep['last'] + 1
-    if self._elsewhere:  # a step is removed here when it has been sent
+    if self._sent:  # and then removed here
       if size > room:
         raise diskfull.DiskFull(f'{self.folder} has {diskfull.text(room)} free, and a checkpoint of '
                                 f'{diskfull.text(size)} is written there before it is sent: free some space, or name '
@@ -200,27 +195,32 @@ class Checkpoints:
     """The steps to count on, after what a killed process left has been removed and damaged steps are moved aside."""
     if not self._primary:
       return []
-    return self._elsewhere.begin() if self._elsewhere else folders.begin(self.folder)
+    return self._steps.begin()
 
   def _score(self, step):
-    """What a step that counts was evaluated with; of one that is elsewhere the info comes here."""
-    fault = self._elsewhere and not self._primary and self._elsewhere.bring(step, ('info',))
-    if fault:
-      raise ValueError(f'{self._elsewhere.there}/{step} is damaged ({fault}): start the same command again.')
+    """What a step that counts was evaluated with."""
+    if not self._primary:  # which has all infos from its beginning
+      self._brought(step, ('info',))
     return items.header(self._path(step))['score']
+
+  def _brought(self, step, within=None):
+    """Has what is below the names `within` of a step, None: all, in its folder; ValueError where it is damaged."""
+    fault = self._steps.bring(step, within)
+    if fault:
+      raise ValueError(f'{self._steps.there}/{step} is damaged ({fault}): start the same command again.')
 
   def _started(self):
     """orbax's writer; made by the first save, because importing it takes half a second."""
     if self._writer is None:
       diskfull.quiet()
-      self._writer = items.writer(alone=self._elsewhere is not None and jax.process_count() > 1)
+      self._writer = items.writer(alone=self._alone)
     return self._writer
 
   def _finish(self, step, score, cleaned):
     """In the background: what orbax has written -> a step that counts, then the removal of those it replaces."""
     try:
       with cleaned:
-        if self._writes:
+        if self._primary or not self._alone:
           self._writer.wait_until_finished()  # in all processes, and each one's part
         if self._primary:
           seal.write(self._path(f'{step}.saving'), str(step))
@@ -228,8 +228,7 @@ class Checkpoints:
             folders.move_aside(self.folder, [step])
           os.rename(self._path(f'{step}.saving'), self._path(step))
           durable.sync(self.folder)
-          if self._elsewhere:
-            self._elsewhere.send(step, self.latest())
+          self._steps.send(step, self.latest())
     finally:
       self._meet(step)
     if not self._appears(step):
@@ -239,19 +238,19 @@ class Checkpoints:
     for one in gone:
       del self._scores[one]
     if self._primary:
-      (self._elsewhere.remove if self._elsewhere else functools.partial(folders.remove, self.folder))(gone)
+      self._steps.remove(gone)
 
   def _meet(self, step):
     """Waits until all processes are here; a collective of JAX would disturb those of the training step."""
     if jax.process_count() > 1:
       from orbax.checkpoint import multihost
 
-      multihost.get_barrier_sync_fn()(key=f'{self._name}/{step}/{self._saves}', timeout_ms=MINUTES * 60_000)
+      multihost.get_barrier_sync_fn()(key=f'{self._steps.there}/{step}/{self._saves}', timeout_ms=MINUTES * 60_000)
 
   def _appears(self, step):
     """Whether the first process has renamed a step; another host may see that some seconds late."""
     end = time.monotonic() + SECONDS
-    while not (self._elsewhere.counts(step) if self._elsewhere else self._path(step).is_dir()):
+    while not self._steps.counts(step):
       if self._primary or time.monotonic() > end:
         return False
       time.sleep(0.1)

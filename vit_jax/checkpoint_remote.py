@@ -74,7 +74,7 @@ class Steps:
     return 'info', 'rest', 'frozen', 'ema' if averaged else 'params'
 
   def begin(self):
-    """As checkpoint_steps.begin: the steps to count on, newest first; of the newest all is here, of others the info."""
+    """As checkpoint_steps.Here.begin. Of the newest step all is here afterwards, of the others the info."""
     names = storage.entries(self.there)
     for name in filter(folders.LEFTOVER.fullmatch, names):
       step = self.there / name.partition('.')[0]
@@ -143,7 +143,8 @@ class Steps:
       self._whole.discard(step)
 
   def annotate(self, step, note):
-    """Puts a JSON dict into the manifest of a step there, as seal.annotate does here."""
+    """Puts a JSON dict into the manifest of a step, here and there."""
+    seal.annotate(self.here / str(step), note)
     self._check()
     path = self.there / str(step) / seal.MANIFEST
     storage.write(path, seal.annotated(storage.read(path), note))

@@ -20,25 +20,55 @@ ASIDE = 3  # as many damaged steps are kept as a run keeps by default, so that o
 _TOLD = set()  # what `choose` has said: a command may look for its model more than once
 
 
-def begin(folder):
-  """The steps a run counts on, newest first; leftovers of a killed process are removed, damaged steps are moved aside.
+class Here:
+  """The steps of a run in a local folder, `there`; of one that is kept elsewhere it is checkpoint_remote.Steps."""
 
-  The newest is whole in every byte, of older ones names, sizes and score were compared. stderr names the damaged ones.
-  """
-  for one in folder.iterdir():
-    if LEFTOVER.fullmatch(one.name):
-      delete(one)
-  whole, damaged = [], {}
-  for step in numbered(folder)[::-1]:
-    fault = seal.fault(folder / str(step), ('info',) if whole else None)
-    if fault:
-      damaged[step] = fault
-    else:
-      whole.append(step)
-  if damaged:
-    tell(damaged, f'using {whole[0]}' if whole else 'starting from step 0')
-    move_aside(folder, damaged)
-  return whole
+  def __init__(self, folder):
+    self.there = folder
+
+  def begin(self):
+    """The steps a run counts on, newest first; leftovers of a killed process go, damaged steps are moved aside.
+
+    The newest is whole in every byte, of older ones names, sizes and score were compared. stderr names the damaged.
+    """
+    for one in self.there.iterdir():
+      if LEFTOVER.fullmatch(one.name):
+        delete(one)
+    whole, damaged = [], {}
+    for step in numbered(self.there)[::-1]:
+      fault = seal.fault(self.there / str(step), ('info',) if whole else None)
+      if fault:
+        damaged[step] = fault
+      else:
+        whole.append(step)
+    if damaged:
+      tell(damaged, f'using {whole[0]}' if whole else 'starting from step 0')
+      move_aside(self.there, damaged)
+    return whole
+
+  def counts(self, step):
+    """Whether a step is there, and so whole."""
+    return (self.there / str(step)).is_dir()
+
+  def bring(self, step, within=None):
+    """None: all of a step is where it was written."""
+
+  def send(self, step, latest):
+    """Nothing: a step is where it is to be."""
+
+  def annotate(self, step, note):
+    """Puts a JSON dict into the manifest of a step, in place of the one before."""
+    seal.annotate(self.there / str(step), note)
+
+  def remove(self, steps):
+    """Removes steps, each under another name, so that no half of one is left under its own if the process dies."""
+    for step in steps:
+      with contextlib.suppress(FileNotFoundError):  # somebody else removed it
+        os.rename(self.there / str(step), self.there / f'{step}.removing')
+    if steps:
+      durable.sync(self.there)
+    for step in steps:
+      delete(self.there / f'{step}.removing')
 
 
 def place(workdir):
@@ -131,17 +161,6 @@ def beyond(names):
   """Those of some names that steps were moved aside to, but for the newest ASIDE, oldest first."""
   there = [name for name in names if re.fullmatch(r'\d+\.damaged-.*', name)]
   return sorted(there, key=lambda name: (name.partition('-')[2], int(name.partition('.')[0])))[:-ASIDE]
-
-
-def remove(folder, steps):
-  """Removes steps, each under another name, so that no half of one is left under its own if the process dies."""
-  for step in steps:
-    with contextlib.suppress(FileNotFoundError):  # somebody else removed it
-      os.rename(folder / str(step), folder / f'{step}.removing')
-  if steps:
-    durable.sync(folder)
-  for step in steps:
-    delete(folder / f'{step}.removing')
 
 
 def delete(path):

@@ -101,14 +101,6 @@ def test_micro_batches_give_the_big_batchs_result(tmp_path, devices):
   np.testing.assert_allclose(ten_losses(devices[:1], tmp_path, accumulate=4), whole, rtol=1e-5)
 
 
-def test_what_a_step_takes_is_said_beside_what_was_predicted_once(tmp_path, capsys):
-  vit_jax.fit(model(), data(), steps=3, predicted=1_500_000, workdir=tmp_path, **QUIET)
-  lines = [line for line in capsys.readouterr().err.splitlines() if 'predicted' in line]
-  assert len(lines) == 1 and lines[0].endswith('as compiled, 1.5 MB predicted')
-  taken = float(lines[0].split('the step takes ')[1].split(' ')[0])
-  assert 0.01 < taken < 1000
-
-
 def test_each_micro_batch_gets_a_key_of_its_own():
   seen = []
 

@@ -16,7 +16,7 @@ from vit_jax import bench, models, optim, pretrained, sharding, signatures, stat
 from vit_jax import step as step_lib
 
 GIB = 2**30
-ROOM = 0.95  # of the memory, which a prediction must leave to count as one that fits
+FILLED = 0.95  # of the memory: as much as what counts as fitting may take
 SURE = 1.3  # times the memory: above it a run is refused before it compiles
 
 
@@ -149,7 +149,7 @@ def cheapest(predicted, memory, most=3):
   """
   found = []
   for _, change in sorted(_choices(predicted.config, predicted.devices), key=lambda item: item[0]):
-    if not any(contains(change, other) for other in found) and predicted(change).total <= ROOM * memory:
+    if not any(contains(change, other) for other in found) and predicted(change).total <= FILLED * memory:
       found.append(change)
     if len(found) == most:
       break

@@ -166,7 +166,7 @@ def _accumulated(config, workdir, devices, predicted):
   memory, picture = footprint.limit(devices), predicted.picture()
   if memory:
     need = predicted()
-    room = footprint.ROOM * memory - need.state - need.working
+    room = footprint.FILLED * memory - need.state - need.working
   else:
     picture, room = 1.5 * picture, ROOM / devices.size
   parts, batch = footprint.parts(config, devices, picture, room), config['batch']

@@ -96,9 +96,8 @@ def _main(argv):
     return 0
   workdir = options.workdir and os.path.expanduser(options.workdir)
   if workdir and 'job' not in loaded and 'job' not in overrides and hosts.told(os.environ) is None:
-    (lease.refuse if storage.is_remote(workdir) else guard.refuse)(
-      storage.path(workdir)
-    )  # one process, that will train
+    owner = lease if storage.is_remote(workdir) else guard
+    owner.refuse(storage.path(workdir))  # one process, which will train
   resolved = config.resolve(loaded, overrides)
   count = hosts.start()
   if workdir is None and resolved['job'] == 'train':

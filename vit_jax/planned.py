@@ -123,7 +123,7 @@ def plan(wanted):
   memory, predicted = machine.chip.memory * GIB, footprint.Predicted(config, mesh.devices.flat)
   if config['step']['accumulate'] is None:
     need = predicted()
-    room = footprint.ROOM * memory - need.state - need.working
+    room = footprint.FILLED * memory - need.state - need.working
     parts = footprint.parts(config, mesh, predicted.picture(), room)
     config = predicted.config = footprint.changed(config, {'step.accumulate': parts})
   step = Step(config, mesh)
@@ -201,7 +201,7 @@ def largest(step, machine, config, predicted, found):
   that one does not fit.   found: the plan.
   """
   copies = step.mesh.shape['data'] * step.mesh.shape['fsdp'] * step.options.accumulate
-  limit, own = footprint.ROOM * machine.chip.memory, config['batch'] // copies
+  limit, own = footprint.FILLED * machine.chip.memory, config['batch'] // copies
   seen = {own: found['peak_gib']}
 
   def gib(batch):

@@ -217,7 +217,7 @@ class DifferentialHeads(layers.Heads):
     exponent = lambda a, b: jnp.exp((a[...].astype(jnp.float32) * b[...].astype(jnp.float32)).sum())
     balance = exponent(self.lambda_q1, self.lambda_k1) - exponent(self.lambda_q2, self.lambda_k2) + lambda_init
     weights = layers.dropout(self.weights(q, k, balance).astype(v.dtype), self.attn_drop, key)
-    out = jnp.einsum('bhnm,bmhc->bnhc', weights, v.reshape(-1, n, *v.shape[1:]))
+    out = attention_lib.mixture(weights, v.reshape(-1, n, *v.shape[1:]))
     out = self.sub_norm(out) * jnp.asarray(1 - lambda_init, out.dtype)
     return out.reshape(v.shape)
 

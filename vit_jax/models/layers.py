@@ -214,7 +214,7 @@ class Heads(nnx.Module):
     implementation = attention_lib.resolved(self.implementation, dtype=v.dtype, tokens=real)
     if implementation == 'xla' or bias is not None or key is not None and self.attn_drop:
       weights = dropout(self.weights(q, k[:, :real], bias).astype(v.dtype), self.attn_drop, key)
-      out = jnp.einsum('bhnm,bmhc->bnhc', weights, v[:, :real])
+      out = attention_lib.mixture(weights, v[:, :real])
     else:
       out = attention_lib.mixed(q, k, v, implementation=implementation, real=real)
     return out.reshape(-1, *out.shape[2:])
@@ -361,5 +361,5 @@ class AttentionPool(nnx.Module):
     k, v = (t.reshape(b, n, *t.shape[1:]) for t in self.kv.slices(x.reshape(b * n, d)))  # (b, n, h, c)
     q = self.q(self.latent[0])[None]  # (1, 1, h, c)
     weights = self.weights(jnp.broadcast_to(q, (b, *q.shape[1:])), k).astype(v.dtype)
-    x = self.proj(jnp.einsum('bhnm,bmhc->bnhc', weights, v)[:, 0])
+    x = self.proj(attention_lib.mixture(weights, v)[:, 0])
     return x + self.mlp(self.norm(x))

@@ -16,6 +16,7 @@ fast), else by Pillow.
 
 import io
 import math
+import re
 import struct
 import typing
 
@@ -24,6 +25,7 @@ from PIL import Image
 
 SCALES = (8, 4, 2)  # that all of libjpeg's kin have, and Pillow's draft() knows
 _HUFFMAN = (0xC0, 0xC1)  # frames of one scan: baseline, extended
+_MARK = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # not a byte of the code, a restart, or filling
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -51,20 +53,15 @@ def frame(data):
         most = max(data[at + 11 + 3 * i] & 15 for i in range(count))
         found = Frame(at + 5, height, width, 8 * most)
       elif mark == 0xDA:
-        return found if data[at + 4] == 3 and _unbroken(data, at + 2 + length) else None
+        code, end = at + 2 + length, len(data) - 1
+        # Pillow refuses most of what has a mark there
+        return found if data[at + 4] == 3 and code < end and not _MARK.search(data, code, end) else None
       elif length < 2 or 0xD0 <= mark <= 0xD9 or mark == 0xFF:
         return None
       at += 2 + length
   except (IndexError, ValueError, struct.error):
     pass
   return None
-
-
-def _unbroken(data, at):
-  """Whether between an offset and the end mark there are no marks but restarts; Pillow refuses most others."""
-  code = np.frombuffer(data, np.uint8, offset=at)
-  after = code[np.flatnonzero(code[:-2] == 0xFF) + 1]
-  return bool(np.all((after == 0) | (after & 0xF8 == 0xD0) | (after == 0xFF)))
 
 
 def scale(box, size):

@@ -5,8 +5,9 @@
 
 Needs pip install 'vit_jax[plan]'. This file is also the config of all rows: ViT with tanh GELU at 224 pixels, AdamW, in
 bfloat16, layers as a loop (scan). 'data': each chip has the whole state, and products are kept for the backward pass
-(remat dots). 'fsdp': the state is cut over all chips, and layers are computed anew (remat full). On GPUs attention is
-cuDNN's, on TPUs the plain one. One step of the batch per chip that is shown, no more than fits with 5 % room.
+(remat dots). 'fsdp': the state is cut over all chips, and layers are computed anew (remat full); 'fsdp16': over 16 of
+them, and each 16 have all of it. On GPUs attention is cuDNN's, on TPUs the plain one. One step of the batch per chip
+that is shown, no more than fits with 5 % room.
 """
 
 import argparse
@@ -31,6 +32,8 @@ ROWS = [  # model, layout, batch a chip, machines with a search for the largest 
   ('g/14', 'fsdp', 8, (), ('v6e-4x4',)),
   ('H/14', 'fsdp', 8, (), ('v6e-2x4',)),
   ('B/16', 'data', 64, (), ('v5e-16x16', 'v6e-16x16')),
+  ('L/16', 'fsdp16', 16, (), ('v5e-16x16', 'v6e-16x16')),
+  ('H/14', 'fsdp16', 8, (), ('v5e-16x16', 'v6e-16x16')),
   ('L/16', 'fsdp', 16, (), ('v6e-16x16',)),
   ('H/14', 'fsdp', 8, (), ('v5e-16x16', 'v6e-16x16')),
   ('g/14', 'fsdp', 8, (), ('v5e-8x8',)),
@@ -42,7 +45,7 @@ ROWS = [  # model, layout, batch a chip, machines with a search for the largest 
 def get_config(args):
   """The config of a row; args: MODEL,LAYOUT,BATCH,CHIPS,ATTENTION."""
   model, layout, batch, chips, attention = args.split(',')
-  fsdp = int(chips) if layout == 'fsdp' else 1
+  fsdp = 1 if layout == 'data' else int(layout.removeprefix('fsdp') or chips)
   return ConfigDict({
     'total_steps': 1000,
     'batch': int(batch) * int(chips),
@@ -52,7 +55,7 @@ def get_config(args):
     'step': {
       'dtype': 'bfloat16',
       'scan': True,
-      'remat': 'full' if layout == 'fsdp' else 'dots',
+      'remat': 'dots' if layout == 'data' else 'full',
       'attention': attention,
     },
     'mesh': {'data': -1, 'fsdp': fsdp},

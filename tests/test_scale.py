@@ -64,9 +64,7 @@ def losses(mesh, recipe):
   return np.array(found)
 
 
-@pytest.mark.parametrize(
-  'recipe', [*list(RECIPES)[:2], *(pytest.param(name, marks=SLOW) for name in list(RECIPES)[2:])]
-)
+@pytest.mark.parametrize('recipe', [pytest.param(name, marks=[SLOW] * (name != 'adamw')) for name in RECIPES])
 def test_the_first_ten_losses_are_those_of_one_device(recipe, devices):
   one = losses(sharding.make_mesh(devices=devices[:1]), RECIPES[recipe])
   assert one.std() > 1e-3

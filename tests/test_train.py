@@ -142,7 +142,7 @@ RECIPE = dict(optim=dict(lr=1e-2, warmup=0.2, ema=0.9), step=dict(augment=dict(m
 @pytest.mark.parametrize(
   'how',
   [
-    dict(),
+    pytest.param(dict(), marks=pytest.mark.slow),  # as each config's, in test_configs.py
     dict(scan=True, remat='full', augment=dict(erasing=0.5, mixup=0.8, cutmix=1.0)),
     pytest.param(dict(dtype='bfloat16'), marks=pytest.mark.slow),
   ],
@@ -365,7 +365,15 @@ ATTENTION = {f'blocks/{i}/attn/{part}/kernel' for i in range(2) for part in ('qk
 MOVED = {'probe': set(), 'lora': ATTENTION}  # besides the head
 
 
-@pytest.mark.parametrize(('how', 'scan'), [('probe', True), ('lora', True), ('lora', False), ('decay', True)])
+@pytest.mark.parametrize(
+  ('how', 'scan'),
+  [
+    ('probe', True),
+    ('lora', True),
+    pytest.param('lora', False, marks=pytest.mark.slow),
+    pytest.param('decay', True, marks=pytest.mark.slow),
+  ],
+)
 def test_a_tuned_run_goes_on_bit_for_bit_and_is_plain_weights_to_others(tmp_path, how, scan):
   arguments = lambda workdir: dict(
     model=model(scan=scan), data=data(), steps=4, save=dict(every=2), workdir=workdir,

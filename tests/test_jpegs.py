@@ -71,6 +71,9 @@ def test_frames():
   middle = len(data) - 700
   for mark, there in ((0xD3, True), (0xFF, True), (0xBB, False), (0xD9, False), (0xC0, False)):
     assert (jpegs.frame(data[:middle] + bytes([0xFF, mark, 0]) + data[middle:]) is not None) == there
+  scan = data.index(bytes([0xFF, 0xDA]))  # its header says that it is longer than the file, or ends with it
+  for length in (0xFFFF, len(data) - scan - 2, len(data) - scan - 3):
+    assert jpegs.frame(data[: scan + 2] + length.to_bytes(2, 'big') + data[scan + 4 :]) is None
   for length in range(0, 700, 3):  # cut off in its header, with an end mark all the same
     assert jpegs.frame(data[:length] + b'\xff\xd9') in (None, jpegs.frame(data))
 

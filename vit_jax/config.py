@@ -108,9 +108,8 @@ def find(spec):
   shipped = path.suffix != '.py' or (str(path.parent) == 'configs' and not path.exists())
   found = folder() / f'{path.stem}.py' if shipped else path
   if not found.is_file() or (shipped and path.stem not in names()):
-    near = difflib.get_close_matches(path.stem, names(), 3, 0.4)
-    shown = f'Near to it: {", ".join(near)}' if near else f'Shipped: {", ".join(names())}'
-    raise FileNotFoundError(f'There is no config {name!r}. {shown}. Your own: --config=PATH.py.')
+    end, shown = meant(path.stem, names()) or '.', ', '.join(names())
+    raise FileNotFoundError(f'There is no config {name!r}{end} Shipped: {shown}. Your own: --config=PATH.py.')
   return found, args
 
 
